@@ -1,0 +1,14 @@
+.PHONY: setup demo test check bench
+.NOTPARALLEL:
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@.venv/bin/alcove demo
+
+test: setup
+	@.venv/bin/pytest
+
+check:
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/pytest -q -m "not vm"
