@@ -1,0 +1,1 @@
+"""The command line: it parses, calls and prints; nothing below it does any of the three."""

@@ -1,0 +1,1 @@
+"""The walk-through: real commands, their real output, and what they mean."""

@@ -1,0 +1,67 @@
+"""The programs: ``alcove``, ``nitro-cli`` (the same program under AWS's name) and ``vsock-proxy``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from alcove import __version__
+from alcove.cli import native, nitro, output, proxy
+from alcove.errors import AlcoveError
+
+Handler = Callable[[argparse.Namespace], int | None]
+
+
+def alcove() -> NoReturn:
+    """The program ``alcove``: every command of nitro-cli, and Alcove's own."""
+    parser = argparse.ArgumentParser(
+        prog="alcove", description="enclaves on any Linux machine, with AWS Nitro's formats"
+    )
+    parser.add_argument("--version", action="version", version=f"alcove {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    native.add_commands(commands)
+    nitro.add_commands(commands)
+    _run(parser)
+
+
+def nitro_cli() -> NoReturn:
+    """The program ``nitro-cli``."""
+    parser = argparse.ArgumentParser(prog="nitro-cli", description="CLI for enclave lifetime management")
+    parser.add_argument("-V", "--version", action="version", version=f"Nitro CLI {nitro.NITRO_CLI_VERSION}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    nitro.add_commands(commands)
+    _run(parser)
+
+
+def vsock_proxy() -> NoReturn:
+    """The program ``vsock-proxy``."""
+    parser = argparse.ArgumentParser(prog="vsock-proxy", description="let enclaves reach one host and port")
+    proxy.add_arguments(parser)
+    _run(parser)
+
+
+def _run(parser: argparse.ArgumentParser) -> NoReturn:
+    arguments = parser.parse_args()
+    handler: Handler = arguments.handler
+    try:
+        status = handler(arguments) or 0
+    except AlcoveError as problem:
+        if os.environ.get("ALCOVE_DEBUG"):
+            raise
+        output.error(parser.prog, problem)
+        status = problem.exit_status
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        # the reader of our output has gone; nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = 141
+    except OSError as problem:
+        if os.environ.get("ALCOVE_DEBUG") or problem.filename is None:
+            raise
+        output.error(parser.prog, AlcoveError(f"cannot use `{problem.filename}`: {problem.strerror}", code="E19"))
+        status = 19
+    sys.exit(status)

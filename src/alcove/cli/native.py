@@ -1,0 +1,57 @@
+"""Alcove's own commands: setup, doctor, demo, attest, ca, kms."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from alcove.cli import attest, kms, output
+from alcove.enclave.paths import Paths
+
+Commands = Any  # argparse's sub-parsers action is private
+
+
+def add_commands(commands: Commands) -> None:
+    """Add Alcove's own commands to the program."""
+    parser = commands.add_parser("setup", help="make the tools tree: QEMU and the guest kernel from Debian's packages")
+    parser.set_defaults(handler=setup)
+    parser = commands.add_parser("doctor", help="say what is present, what is missing and how to get it")
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(handler=doctor)
+    parser = commands.add_parser("demo", help="run the whole story, from a container image to a released secret")
+    parser.add_argument("--report", metavar="FILE", type=Path, help="write results and timings as JSON")
+    parser.add_argument("--keep", metavar="DIR", type=Path, help="work in this directory and keep it")
+    parser.set_defaults(handler=demo)
+    attest.add_commands(commands)
+    kms.add_commands(commands)
+
+
+def setup(_: argparse.Namespace) -> None:
+    """Make the tools tree, unless it is there."""
+    from alcove.image.sources.tools_tree import ensure_tools_tree  # noqa: PLC0415 - only this command needs it
+
+    tools = ensure_tools_tree(Paths.from_environment().state, output.say)
+    output.say(f"tools tree: {tools.root}")
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Check the machine; status 1 when something that is needed is missing."""
+    from alcove.machine.doctor import check  # noqa: PLC0415 - only this command needs it
+
+    checks = check(Paths.from_environment().state)
+    if arguments.json:
+        output.result([{"name": c.name, "ok": c.ok, "detail": c.detail, "hint": c.hint} for c in checks])
+    else:
+        for entry in checks:
+            output.text(f"{'ok     ' if entry.ok else 'MISSING'}  {entry.name:<14} {entry.detail}")
+            if not entry.ok and entry.hint:
+                output.text(f"         hint: {entry.hint}")
+    return 0 if all(entry.ok for entry in checks) else 1
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Run the walk-through."""
+    from alcove.cli.demo.story import tell  # noqa: PLC0415 - only this command needs it
+
+    return tell(arguments.report, arguments.keep)

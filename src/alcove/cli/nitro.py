@@ -1,0 +1,229 @@
+"""AWS's commands, with AWS's flags and output (cli.md)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from alcove.cli import output
+from alcove.enclave import config, lifecycle, registry
+from alcove.enclave.paths import Paths
+from alcove.errors import MachineError, UsageError
+
+NITRO_CLI_VERSION: Final = "1.5.0"
+
+Commands = Any  # argparse's sub-parsers action is private
+
+
+def add_commands(commands: Commands) -> None:
+    """Add AWS's commands to a program."""
+    _add_build(commands)
+    _add_run(commands)
+    _add_watch(commands)
+    _add_image(commands)
+
+
+def _command(commands: Commands, name: str, handler: Any, text: str, example: str = "") -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example:\n  {example}" if example else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_build(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "build-enclave",
+        build_enclave,
+        "make an enclave image (EIF) from a container image",
+        "nitro-cli build-enclave --docker-dir . --docker-uri app:latest --output-file app.eif",
+    )
+    parser.add_argument("--docker-uri", required=True, metavar="IMAGE", help="docker-archive: and oci: forms work too")
+    parser.add_argument("--docker-dir", metavar="DIR", help="build the Dockerfile in this directory first")
+    parser.add_argument("--output-file", required=True, metavar="FILE")
+    parser.add_argument("--signing-certificate", metavar="PEM")
+    parser.add_argument("--private-key", metavar="PEM")
+    parser.add_argument("--name", help="the image's name")
+    parser.add_argument("--version", help="the image's version")
+    parser.add_argument("--metadata", metavar="JSON", help="a file of at most 4096 bytes")
+    parser.add_argument("--blobs", metavar="DIR", default=os.environ.get("NITRO_CLI_BLOBS"), help="AWS's boot files")
+
+
+def _add_run(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "run-enclave",
+        run_enclave,
+        "start an enclave",
+        "nitro-cli run-enclave --eif-path app.eif --cpu-count 2 --memory 512",
+    )
+    parser.add_argument("--cpu-count", metavar="N")
+    parser.add_argument("--cpu-ids", metavar="ID", nargs="+")
+    parser.add_argument("--memory", metavar="MIB", help="MiB, or a number with M, G or T")
+    parser.add_argument("--eif-path", metavar="FILE")
+    parser.add_argument("--enclave-cid", metavar="CID")
+    parser.add_argument("--enclave-name", metavar="NAME")
+    parser.add_argument("--debug-mode", action="store_true", help="a console, and zero PCRs in attestation documents")
+    parser.add_argument("--attach-console", action="store_true")
+    parser.add_argument("--config", metavar="JSON")
+    parser.add_argument("--accelerator", choices=("auto", "kvm", "tcg"), default="auto", help="Alcove's own")
+    parser.add_argument("--boot-timeout", metavar="SECONDS", type=float, help="Alcove's own")
+    parser.set_defaults(parser=parser)
+
+
+def _add_watch(commands: Commands) -> None:
+    parser = _command(commands, "describe-enclaves", describe_enclaves, "list the running enclaves")
+    parser.add_argument("--metadata", action="store_true", help="with the image's name, version and metadata")
+    parser = _command(commands, "terminate-enclave", terminate_enclave, "end an enclave")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--enclave-id", metavar="ID")
+    which.add_argument("--enclave-name", metavar="NAME")
+    which.add_argument("--all", action="store_true")
+    parser = _command(commands, "console", console, "show the console of an enclave in debug mode")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--enclave-id", metavar="ID")
+    which.add_argument("--enclave-name", metavar="NAME")
+    parser.add_argument("--disconnect-timeout", metavar="SECONDS")
+
+
+def _add_image(commands: Commands) -> None:
+    parser = _command(commands, "describe-eif", describe_eif, "show what an enclave image holds and measures")
+    parser.add_argument("--eif-path", required=True, metavar="FILE")
+    parser = _command(commands, "pcr", pcr, "compute the PCR of a file or of a signing certificate")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--input", metavar="FILE")
+    which.add_argument("--signing-certificate", metavar="PEM")
+
+
+def build_enclave(arguments: argparse.Namespace) -> None:
+    """``build-enclave``."""
+    from alcove.cli.building import build  # noqa: PLC0415 - only this command needs the image room
+
+    output.say("Start building the Enclave Image...")
+    measurements = build(arguments)
+    output.say("Enclave Image successfully created.")
+    output.result({"Measurements": measurements.to_json()})
+
+
+def run_enclave(arguments: argparse.Namespace) -> None:
+    """``run-enclave``."""
+    request = _run_request(arguments)
+    output.say("Start allocating memory...")
+    started = lifecycle.run_enclave(request)
+    output.say(
+        f"Started enclave with enclave-cid: {started['EnclaveCID']}, memory: {started['MemoryMiB']} MiB, "
+        f"cpu-ids: {started['CPUIDs']}"
+    )
+    output.result(started)
+    if request.attach_console:
+        paths = Paths.from_environment()
+        _copy_console(paths, registry.find(paths, enclave_id=started["EnclaveID"]), None)
+
+
+def _run_request(arguments: argparse.Namespace) -> config.RunRequest:
+    given = ("cpu_count", "cpu_ids", "memory", "eif_path", "enclave_cid", "enclave_name", "debug_mode")
+    if arguments.config is not None:
+        if clash := [name for name in given if getattr(arguments, name)]:
+            arguments.parser.error(f"--config and --{clash[0].replace('_', '-')} exclude each other")
+        return config.parse_config(read_text(arguments.config))
+    if missing := [name for name in ("memory", "eif_path") if getattr(arguments, name) is None]:
+        arguments.parser.error(f"--{missing[0].replace('_', '-')} is needed (or --config)")
+    if (arguments.cpu_count is None) == (arguments.cpu_ids is None):
+        arguments.parser.error("exactly one of --cpu-count and --cpu-ids is needed")
+    ids, count, cid = arguments.cpu_ids, arguments.cpu_count, arguments.enclave_cid
+    return config.RunRequest(
+        eif_path=str(Path(arguments.eif_path).absolute()),
+        memory_mib=config.parse_memory(arguments.memory),
+        cpu_count=None if count is None else config.parse_number("cpu-count", count),
+        cpu_ids=None if ids is None else tuple(config.parse_number("cpu-id", text) for text in ids),
+        enclave_cid=None if cid is None else config.parse_cid(cid),
+        debug_mode=arguments.debug_mode or arguments.attach_console,
+        attach_console=arguments.attach_console,
+        enclave_name=arguments.enclave_name,
+        accelerator=arguments.accelerator,
+        boot_timeout=arguments.boot_timeout,
+    )
+
+
+def read_text(path: str) -> str:
+    """A file's text.
+
+    Raises:
+        UsageError: E19 when it cannot be read.
+    """
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = getattr(problem, "strerror", None) or "it is not text"
+        raise UsageError(f"cannot read `{path}`: {reason}", code="E19") from None
+
+
+def describe_enclaves(arguments: argparse.Namespace) -> None:
+    """``describe-enclaves``."""
+    entries, failures = lifecycle.describe_enclaves(Paths.from_environment(), metadata=arguments.metadata)
+    if failures:
+        output.say(f"Failed connections: {failures}")
+    output.result(entries)
+    if failures:
+        raise MachineError(f"{failures} enclave process(es) did not answer", code="E39")
+
+
+def terminate_enclave(arguments: argparse.Namespace) -> None:
+    """``terminate-enclave``."""
+    paths = Paths.from_environment()
+    if arguments.all:
+        output.result([_terminate(paths, record) for record in registry.live(paths)])
+    else:
+        output.result(_terminate(paths, _find(paths, arguments)))
+
+
+def _terminate(paths: Paths, record: registry.Record) -> dict[str, Any]:
+    ended = lifecycle.terminate_enclave(paths, record)
+    output.say(f"Successfully terminated enclave {record.enclave_id}.")
+    return ended
+
+
+def _find(paths: Paths, arguments: argparse.Namespace) -> registry.Record:
+    return registry.find(paths, enclave_id=arguments.enclave_id, name=arguments.enclave_name)
+
+
+def console(arguments: argparse.Namespace) -> None:
+    """``console``."""
+    paths = Paths.from_environment()
+    text = arguments.disconnect_timeout
+    seconds = None if text is None else config.parse_number("disconnect-timeout", text, bits=64)
+    record = _find(paths, arguments)
+    output.text(f"Connecting to the console for enclave {record.cid}...")
+    _copy_console(paths, record, seconds)
+
+
+def _copy_console(paths: Paths, record: registry.Record, seconds: float | None) -> None:
+    stream = lifecycle.console(paths, record, seconds)
+    next(stream)
+    output.text("Successfully connected to the console.")
+    for chunk in stream:
+        output.data(chunk)
+
+
+def describe_eif(arguments: argparse.Namespace) -> None:
+    """``describe-eif``."""
+    from alcove.image.describe import describe  # noqa: PLC0415 - only this command needs it
+
+    output.result(describe(Path(arguments.eif_path)))
+
+
+def pcr(arguments: argparse.Namespace) -> None:
+    """``pcr``."""
+    from alcove.image import pcr as measuring  # noqa: PLC0415 - only this command needs it
+
+    if arguments.input is not None:
+        output.result({"PCR": measuring.pcr_of_file(Path(arguments.input)).hex()})
+    else:
+        output.result({"PCR8": measuring.pcr_of_certificate(Path(arguments.signing_certificate)).hex()})

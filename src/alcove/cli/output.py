@@ -1,0 +1,51 @@
+"""The only place that prints.
+
+The voice: lower case, no full stop; results on standard output and nothing else there; everything for people
+on standard error; an error is one line with AWS's ``[ Exx ]`` in front where there is a code, and a hint on a
+line of its own. A traceback appears only with ``ALCOVE_DEBUG=1``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from alcove.errors import AlcoveError
+
+
+def result(value: Any) -> None:
+    """Print a result as AWS does: JSON, two spaces."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def text(line: str) -> None:
+    """Print a result that is text."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def data(chunk: bytes) -> None:
+    """Print bytes as they are."""
+    sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
+
+
+def say(line: str) -> None:
+    """Tell a person something."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def error(program: str, problem: AlcoveError) -> None:
+    """Report an error in one line, and its hint in another."""
+    prefix = f"[ {problem.code} ] " if problem.code else f"{program}: error: "
+    say(prefix + problem.message)
+    if problem.hint:
+        say(f"hint: {problem.hint}")
+
+
+def bold(line: str) -> str:
+    """Bold on a terminal, plain elsewhere."""
+    return f"\033[1m{line}\033[0m" if sys.stdout.isatty() else line

@@ -1,0 +1,107 @@
+"""The console of a debug enclave: what the guest's serial port said, kept in a ring and sent to who listens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+KEPT_BYTES: Final = 1024 * 1024
+_CHUNK: Final = 16384
+_MAX_CLIENTS: Final = 16
+
+
+class Console:
+    """Read QEMU's serial output from a pipe; every client gets what is kept and then what comes.
+
+    A slow client loses its connection rather than slowing the guest down.
+
+    Args:
+        loop: The supervisor's loop.
+        source: Read end of the pipe, non-blocking; owned from now on.
+        path: Where clients connect.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, source: int, path: Path) -> None:
+        self._loop = loop
+        self._source = source
+        self._kept: deque[bytes] = deque()
+        self._size = 0
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        previous = os.umask(0o177)
+        try:
+            self._listener.bind(str(path))
+        finally:
+            os.umask(previous)
+        self._server = loop.create_task(self._serve())
+        loop.add_reader(source, self._read)
+
+    def tail(self) -> bytes:
+        """What is kept, up to 1 MiB."""
+        return b"".join(self._kept)
+
+    def close(self) -> None:
+        """Send what is left, end every client, close everything."""
+        if self._source >= 0:
+            self._read()
+            self._end_of_source()
+        self._server.cancel()
+        self._listener.close()
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_unix_server(self._client, sock=self._listener)
+        async with server:
+            await server.serve_forever()
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= _MAX_CLIENTS:
+            writer.close()
+            return
+        writer.write(self.tail())
+        if self._source < 0:
+            writer.close()
+            return
+        self._clients.add(writer)
+        try:
+            await reader.read()  # clients say nothing; the end of their stream is the end of their interest
+        except ConnectionError:
+            pass
+        finally:
+            self._clients.discard(writer)
+            writer.close()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                chunk = os.read(self._source, _CHUNK)
+            except BlockingIOError:
+                return
+            if not chunk:
+                self._end_of_source()
+                return
+            self._keep(chunk)
+            for writer in list(self._clients):
+                if writer.transport.get_write_buffer_size() > KEPT_BYTES:
+                    self._clients.discard(writer)
+                    writer.transport.abort()
+                else:
+                    writer.write(chunk)
+
+    def _keep(self, chunk: bytes) -> None:
+        self._kept.append(chunk)
+        self._size += len(chunk)
+        while self._size > KEPT_BYTES:
+            self._size -= len(self._kept.popleft())
+
+    def _end_of_source(self) -> None:
+        if self._source < 0:
+            return
+        self._loop.remove_reader(self._source)
+        os.close(self._source)
+        self._source = -1
+        for writer in list(self._clients):
+            writer.close()

@@ -1,0 +1,107 @@
+"""The supervisor's control socket: one JSON line in, one JSON line out.
+
+Everybody may describe; only the enclave's owner and root may terminate (cli.md §3.4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from alcove.errors import MachineError
+
+ANSWER_SECONDS: Final = 3.0  # cli.md §2: an enclave process that takes longer counts as failed
+_MAX_LINE: Final = 1024
+_MAX_ANSWER: Final = 4 * 1024 * 1024
+
+
+class ControlServer:
+    """Serve ``describe`` and ``terminate``.
+
+    Args:
+        path: The socket; every local user may connect.
+        describe: Gives the enclave's entry.
+        terminate: Ends the enclave.
+    """
+
+    def __init__(self, path: Path, describe: Callable[[], dict[str, Any]], terminate: Callable[[], None]) -> None:
+        self._path = path
+        self._describe = describe
+        self._terminate = terminate
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Bind the socket and begin to answer."""
+        self._server = await asyncio.start_unix_server(self._client, path=self._path, limit=_MAX_LINE)
+        self._path.chmod(0o666)
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            line = await asyncio.wait_for(reader.readline(), ANSWER_SECONDS)
+            answer = self._answer(line, _peer_uid(writer.get_extra_info("socket")))
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await writer.drain()
+        except (ConnectionError, ValueError, TimeoutError):
+            pass
+        finally:
+            writer.close()
+
+    def _answer(self, line: bytes, uid: int) -> dict[str, Any]:
+        match line.strip():
+            case b"describe":
+                return self._describe()
+            case b"terminate" if uid in (0, os.getuid()):
+                # the answer leaves first: the loop ends the enclave in its next turn
+                asyncio.get_running_loop().call_later(0.01, self._terminate)
+                return {"Terminated": True}
+            case b"terminate":
+                return {"error": "only the enclave's owner and root may terminate it"}
+        return {"error": "the command is not known"}
+
+
+def ask(path: Path, command: str, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+    """Ask a supervisor.
+
+    Raises:
+        MachineError: E39 without an answer in time, E38 when it refuses.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(seconds)
+            connection.connect(str(path))
+            connection.sendall(command.encode() + b"\n")
+            answer = _read_all(connection)
+        decoded: dict[str, Any] = json.loads(answer)
+    except (OSError, ValueError):
+        raise MachineError(
+            "the enclave process did not answer", code="E39", hint="try again; `describe-enclaves` shows what runs"
+        ) from None
+    if "error" in decoded:
+        raise MachineError(f"the enclave process refused: {decoded['error']}", code="E38")
+    return decoded
+
+
+def _read_all(connection: socket.socket) -> bytes:
+    data = bytearray()
+    while chunk := connection.recv(65536):
+        data += chunk
+        if len(data) > _MAX_ANSWER:
+            raise OSError("the answer is too long")
+    return bytes(data)
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return int(uid)

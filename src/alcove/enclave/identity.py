@@ -1,0 +1,44 @@
+"""Who the parent is, what an enclave is called, and the registers it boots with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from datetime import UTC, datetime
+
+from alcove.attestation.authority import Authority, ParentIdentity, default_instance_id
+from alcove.enclave.paths import Paths
+from alcove.types import ZERO_PCR, Measurements
+
+PCR_COUNT = 32  # nsm.md §6
+
+
+def region() -> str:
+    """The Region in the certificates' names: ``AWS_REGION``, ``AWS_DEFAULT_REGION`` or us-east-1."""
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+
+
+def load_parent(paths: Paths) -> ParentIdentity:
+    """The parent's certificates, made or renewed when that is due; the first call makes the root."""
+    authority = Authority.open(paths.authority)
+    return authority.parent_identity(default_instance_id(paths.state), region(), datetime.now(UTC))
+
+
+def new_enclave_id(instance_id: str) -> str:
+    """An id of the form ``i-<17 hex>-enc<16 hex>``."""
+    return f"{instance_id}-enc{secrets.token_hex(8)}"
+
+
+def extend_text(text: str) -> bytes:
+    """PCR3 and PCR4: a raw extend of a text, without an inner hash (eif.md §2)."""
+    return hashlib.sha384(ZERO_PCR + text.encode()).digest()
+
+
+def initial_pcrs(measurements: Measurements, instance_id: str, *, debug_mode: bool) -> dict[int, bytes]:
+    """All 32 registers at boot; in debug mode 0, 1, 2 and 8 are zero (nsm.md §6.1)."""
+    pcrs = dict.fromkeys(range(PCR_COUNT), bytes(ZERO_PCR))
+    pcrs[4] = extend_text(instance_id)
+    if not debug_mode:
+        pcrs |= {0: measurements.pcr0, 1: measurements.pcr1, 2: measurements.pcr2, 8: measurements.pcr8 or ZERO_PCR}
+    return pcrs

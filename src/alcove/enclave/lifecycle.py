@@ -1,0 +1,131 @@
+"""Start, list, watch and end enclaves: what the command line calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from alcove.enclave import control, registry
+from alcove.enclave.config import RunRequest
+from alcove.enclave.paths import Paths
+from alcove.enclave.supervise import encode_request
+from alcove.errors import AlcoveError, MachineError, UsageError
+
+_CONSOLE_READ: Final = 1024  # cli.md §2, as upstream
+_END_SECONDS: Final = 10.0
+
+
+def run_enclave(request: RunRequest) -> dict[str, Any]:
+    """Start an enclave and wait for its heartbeat.
+
+    Returns:
+        AWS's JSON of run-enclave (cli.md §2).
+
+    Raises:
+        AlcoveError: Whatever stopped the start, with its code; nothing is left behind.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alcove.enclave.supervise"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdin is not None  # noqa: S101 - for the type checker: both are pipes
+    assert process.stdout is not None  # noqa: S101
+    try:
+        process.stdin.write(encode_request(request))
+        process.stdin.flush()
+        line = process.stdout.readline()
+    except BaseException:
+        # closing standard input tells the supervisor to undo the start
+        process.stdin.close()
+        process.wait(_END_SECONDS)
+        raise
+    finally:
+        process.stdout.close()
+        if not process.stdin.closed:
+            process.stdin.close()
+    if not line:
+        raise MachineError(
+            "could not start the enclave process", code="E05", hint=f"it ended with status {process.wait(_END_SECONDS)}"
+        )
+    result: dict[str, Any] = json.loads(line)
+    if "error" in result:
+        process.wait(_END_SECONDS)
+        raise _revive(result["error"])
+    return result
+
+
+def _revive(error: dict[str, Any]) -> AlcoveError:
+    kind = MachineError if error["code"] in (None, "E27", "E29", "E36") else UsageError
+    return kind(error["message"], hint=error["hint"], code=error["code"])
+
+
+def describe_enclaves(paths: Paths, *, metadata: bool) -> tuple[list[dict[str, Any]], int]:
+    """The running enclaves, and the number of supervisors that did not answer."""
+    entries, failures = [], 0
+    for record in registry.live(paths):
+        try:
+            entry = control.ask(paths.enclave(record.enclave_id).control, "describe")
+        except MachineError:
+            # starting: the control socket comes with the heartbeat
+            failures += paths.enclave(record.enclave_id).control.exists()
+            continue
+        if not metadata:
+            for key in ("ImageName", "ImageVersion", "Metadata"):
+                entry.pop(key, None)
+        entries.append(entry)
+    return entries, failures
+
+
+def terminate_enclave(paths: Paths, record: registry.Record) -> dict[str, Any]:
+    """End an enclave and wait until nothing of it is left.
+
+    Raises:
+        MachineError: E38 when the supervisor refuses, E39 when it does not answer or does not end.
+    """
+    files = paths.enclave(record.enclave_id)
+    control.ask(files.control, "terminate")
+    deadline = time.monotonic() + _END_SECONDS
+    while files.directory.exists():
+        if time.monotonic() > deadline:
+            raise MachineError("the enclave process did not end", code="E39", hint=f"kill {record.process_id}")
+        time.sleep(0.01)
+    return {"EnclaveName": record.name, "EnclaveID": record.enclave_id, "Terminated": True}
+
+
+def console(paths: Paths, record: registry.Record, disconnect_timeout: float | None = None) -> Iterator[bytes]:
+    """The console's bytes, from the boot on, until the enclave or the time ends.
+
+    Raises:
+        MachineError: E44 for an enclave that is not in debug mode.
+    """
+    hint = "start the enclave with `--debug-mode` to get a console"
+    if not record.debug_mode:
+        raise MachineError("this enclave has no console", code="E44", hint=hint)
+    deadline = None if disconnect_timeout is None else time.monotonic() + disconnect_timeout
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(os.fspath(paths.enclave(record.enclave_id).console))
+        except OSError as error:
+            raise MachineError(f"no console: {error.strerror}", code="E44", hint=hint) from None
+        yield b""  # connected
+        while True:
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                connection.settimeout(left)
+            try:
+                chunk = connection.recv(_CONSOLE_READ)
+            except TimeoutError:
+                return
+            if not chunk:
+                return
+            yield chunk

@@ -1,0 +1,187 @@
+"""The enclaves of this machine: one directory each, alive while its supervisor holds the lock file.
+
+A lock dies with its process, whatever killed it, so nothing has to be cleaned up for the list to be right:
+a directory whose lock is free belongs to nobody and is removed by whoever meets it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from alcove.enclave.allocator import Allocation
+from alcove.enclave.paths import EnclavePaths, Paths
+from alcove.errors import MachineError, UsageError
+from alcove.types import FIRST_ENCLAVE_CID, Cid
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What an enclave has reserved."""
+
+    enclave_id: str
+    name: str
+    cid: int
+    cpu_ids: tuple[int, ...]
+    memory_mib: int
+    process_id: int
+    debug_mode: bool
+
+    @property
+    def allocation(self) -> Allocation:
+        """CPUs and memory, as the allocator counts them."""
+        return Allocation(self.cpu_ids, self.memory_mib)
+
+
+def prepare(paths: Paths) -> None:
+    """Make the runtime directories: others may look, only the owner may enter an enclave or listen for one.
+
+    Raises:
+        MachineError: E07 when the runtime directory cannot be made.
+    """
+    try:
+        paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+        paths.enclaves.mkdir(mode=0o755, exist_ok=True)
+        paths.ports.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise MachineError(
+            f"cannot make the runtime directory `{paths.run}`: {error.strerror}",
+            code="E07",
+            hint="check who owns it, or set ALCOVE_RUN",
+        ) from None
+
+
+def live(paths: Paths) -> list[Record]:
+    """The running (and starting) enclaves, oldest first; what dead supervisors left is removed."""
+    try:
+        directories = sorted(paths.enclaves.iterdir(), key=lambda path: path.lstat().st_mtime_ns)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise MachineError(f"cannot read the runtime directory `{paths.run}`: {error.strerror}", code="E07") from None
+    found = []
+    for directory in directories:
+        files = EnclavePaths(directory)
+        if directory.name.startswith("."):  # being reserved at this moment
+            continue
+        if not _is_locked(files.lock):
+            shutil.rmtree(directory, ignore_errors=True)
+        elif record := _read(files.record):
+            found.append(record)
+    return found
+
+
+def find(paths: Paths, *, enclave_id: str | None = None, name: str | None = None) -> Record:
+    """The one enclave with this id or name.
+
+    Raises:
+        UsageError: E11 for an unknown id, E58 for a name that none or several have.
+    """
+    matches = [
+        record for record in live(paths) if enclave_id in (None, record.enclave_id) and name in (None, record.name)
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    hint = "`describe-enclaves` lists what is running"
+    if enclave_id is not None:
+        raise UsageError(f"no enclave has the id `{enclave_id}`", code="E11", hint=hint)
+    if matches:
+        raise UsageError(f"several enclaves are called `{name}`", code="E58", hint="use --enclave-id")
+    raise UsageError(f"no enclave is called `{name}`", code="E58", hint=hint)
+
+
+def reserve(paths: Paths, enclave_id: str, decide: Callable[[list[Record]], Record]) -> tuple[Record, IO[bytes]]:
+    """Reserve name, CID, CPUs and memory while nobody else can.
+
+    Args:
+        paths: Where the registry is.
+        enclave_id: The new enclave's id.
+        decide: Makes the record from those that exist; what it raises is passed on and nothing is kept.
+
+    Returns:
+        The record and the open lock file: the reservation lasts until that file is closed.
+    """
+    prepare(paths)
+    with _exclusive(paths.run / "registry.lock"):
+        record = decide(live(paths))
+        # made under a name that live() passes over, so that no directory is ever seen without its lock held
+        new = EnclavePaths(paths.enclaves / f".{enclave_id}")
+        try:
+            new.directory.mkdir(mode=0o755)
+            lock = new.lock.open("wb")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            new.record.write_text(json.dumps(asdict(record)))
+            new.directory.rename(paths.enclave(enclave_id).directory)
+        except OSError as error:
+            shutil.rmtree(new.directory, ignore_errors=True)
+            raise MachineError(f"cannot write to `{paths.enclaves}`: {error.strerror}", code="E19") from None
+    return record, lock
+
+
+def free_name(wanted: str, records: list[Record]) -> str:
+    """The wanted name, or the first free of ``name_1``, ``name_2``, … (cli.md §3.2)."""
+    taken = {record.name for record in records}
+    name, number = wanted, 0
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    return name
+
+
+def free_cid(wanted: Cid | None, records: list[Record]) -> Cid:
+    """The wanted CID, or the lowest free one from 16.
+
+    Raises:
+        UsageError: E29 when the wanted CID is in use.
+    """
+    taken = {record.cid for record in records}
+    if wanted is not None:
+        if wanted in taken:
+            raise UsageError(f"the hypervisor refused a request: CID {wanted} is in use", code="E29")
+        return wanted
+    cid = int(FIRST_ENCLAVE_CID)
+    while cid in taken:
+        cid += 1
+    return Cid(cid)
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise MachineError(f"cannot open `{path}`: {error.strerror}", code="E19") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:  # somebody else's enclave
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        raw = json.loads(path.read_text())
+        return Record(**(raw | {"cpu_ids": tuple(raw["cpu_ids"])}))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

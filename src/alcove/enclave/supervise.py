@@ -1,0 +1,97 @@
+"""The supervisor's process: a request on standard input, one line of JSON on standard output, then silence.
+
+The process that asks keeps standard input open until it has its answer. If it goes away before the enclave is
+up (Ctrl-C, a closed terminal), the start is undone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from alcove.enclave.config import RunRequest
+from alcove.enclave.paths import Paths
+from alcove.enclave.supervisor import Supervisor, error_json
+from alcove.errors import AlcoveError, MachineError
+
+
+def encode_request(request: RunRequest) -> bytes:
+    """A request on its way to the supervisor."""
+    return json.dumps(asdict(request)).encode() + b"\n"
+
+
+def decode_request(line: bytes) -> RunRequest:
+    """The other end of :func:`encode_request`."""
+    raw = json.loads(line)
+    ids = raw["cpu_ids"]
+    return RunRequest(**(raw | {"cpu_ids": None if ids is None else tuple(ids)}))
+
+
+async def _boot_while_watched(supervisor: Supervisor) -> dict[str, Any]:
+    loop = asyncio.get_running_loop()
+    gone: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(0, lambda: None if os.read(0, 1) or gone.done() else gone.set_result(None))
+    boot = asyncio.ensure_future(supervisor.boot())
+    try:
+        await asyncio.wait({boot, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not boot.done():
+            boot.cancel()
+        return await boot
+    finally:
+        loop.remove_reader(0)
+
+
+def _answer(value: dict[str, Any]) -> None:
+    line = json.dumps(value).encode() + b"\n"
+    with contextlib.suppress(BrokenPipeError):  # nobody is waiting any more
+        os.write(1, line)
+
+
+async def _main(request: RunRequest) -> int:
+    supervisor = Supervisor(request, Paths.from_environment())
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, supervisor.terminate)
+    loop.add_signal_handler(signal.SIGINT, supervisor.terminate)
+    try:
+        result = await _boot_while_watched(supervisor)
+    except AlcoveError as error:
+        _answer(error_json(error))
+        return error.exit_status
+    except asyncio.CancelledError:
+        return 1
+    _answer(result)
+    _detach()
+    try:
+        await supervisor.serve()
+    finally:
+        supervisor.close()
+    return 0
+
+
+def _detach() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
+def main() -> int:
+    """Run one enclave from start to end."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # leaf keys must not end up in a core file
+    try:
+        request = decode_request(sys.stdin.buffer.readline())
+        return asyncio.run(_main(request))
+    except OSError as error:
+        _answer(error_json(MachineError(f"cannot use `{error.filename}`: {error.strerror}", code="E19")))
+        return 19
+
+
+if __name__ == "__main__":
+    sys.exit(main())

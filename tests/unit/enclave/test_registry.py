@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alcove.enclave import registry
+from alcove.enclave.paths import Paths
+from alcove.enclave.registry import Record
+from alcove.errors import UsageError
+from alcove.types import Cid
+
+RESERVE = """
+import sys
+from pathlib import Path
+from alcove.enclave import registry
+from alcove.enclave.paths import Paths
+paths = Paths(Path(sys.argv[1]), Path(sys.argv[1]), Path(sys.argv[1]))
+def decide(others):
+    name, cid = registry.free_name("app", others), registry.free_cid(None, others)
+    return registry.Record(sys.argv[2], name, cid, (0,), 64, 1, False)
+record, lock = registry.reserve(paths, sys.argv[2], decide)
+print(record.name, record.cid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    return Paths(tmp_path, tmp_path, tmp_path)
+
+
+def start(paths: Paths, enclave_id: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", RESERVE, str(paths.run), enclave_id],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_parallel_reservations_get_names_and_cids_of_their_own(paths: Paths) -> None:
+    """Processes that reserve at the same moment never share a name or a CID."""
+    processes = [start(paths, f"i-{number}") for number in range(4)]
+    try:
+        got = {process.stdout.readline().strip() for process in processes if process.stdout}
+        assert {line.split()[1] for line in got} == {"16", "17", "18", "19"}
+        assert {line.split()[0] for line in got} == {"app", "app_1", "app_2", "app_3"}
+        assert len(registry.live(paths)) == 4
+    finally:
+        for process in processes:
+            process.communicate("")
+    assert registry.live(paths) == []
+
+
+def test_an_enclave_is_gone_when_its_process_is_killed(paths: Paths) -> None:
+    """SIGKILL frees the reservation at once; the next look removes what it left."""
+    process = start(paths, "i-1")
+    assert process.stdout
+    process.stdout.readline()
+    assert [record.enclave_id for record in registry.live(paths)] == ["i-1"]
+    process.kill()
+    process.communicate()
+    assert registry.live(paths) == []
+    assert list(paths.enclaves.iterdir()) == []
+
+
+def test_a_refused_reservation_leaves_nothing(paths: Paths) -> None:
+    """When the decision fails, no directory and no lock remain."""
+
+    def decide(_: list[Record]) -> Record:
+        raise UsageError("no")
+
+    with pytest.raises(UsageError):
+        registry.reserve(paths, "i-1", decide)
+    assert list(paths.enclaves.iterdir()) == []
+
+
+def test_unknown_enclaves_have_their_codes(paths: Paths) -> None:
+    """cli.md §2: E11 by id, E58 by name."""
+    for arguments, code in (({"enclave_id": "i-9"}, "E11"), ({"name": "x"}, "E58")):
+        with pytest.raises(UsageError) as caught:
+            registry.find(paths, **arguments)
+        assert caught.value.code == code
+
+
+def test_a_cid_in_use_is_refused() -> None:
+    """cli.md §3.2: the driver refuses a CID that is taken."""
+    other = Record("i-1", "a", 20, (0,), 64, 1, debug_mode=False)
+    assert registry.free_cid(Cid(21), [other]) == 21
+    with pytest.raises(UsageError, match="in use"):
+        registry.free_cid(Cid(20), [other])
