@@ -1,0 +1,1 @@
+"""Byte formats that several rooms share: CBOR, COSE and cpio."""
