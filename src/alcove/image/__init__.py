@@ -1,0 +1,1 @@
+"""Enclave images: read, measured, described, signed and built (eif.md)."""
