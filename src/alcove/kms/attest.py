@@ -1,0 +1,84 @@
+"""The Recipient of a request: its attestation document, verified (kms.md §3, §5).
+
+Core: the parameter, the trusted roots and the time in; a `Recipient` out. There is no way around the verifier, and a
+document that fails any check fails the call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from alcove.attestation.policy import GenuineOnly
+from alcove.attestation.verify import Root, VerifiedAttestation, verify
+from alcove.errors import AttestationError
+from alcove.kms.errors import KmsError, validation
+from alcove.kms.recipient import load_recipient_key
+
+MAX_AGE: Final = timedelta(seconds=300)  # §5.3
+MAX_AHEAD: Final = timedelta(seconds=60)  # §5.3, clocks differ
+PARSE_STEPS: Final = 2  # the verifier's steps up to this one are about form
+_PREFIX = "kms:recipientattestation:"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """A verified recipient."""
+
+    attestation: VerifiedAttestation
+    public_key: bytes
+    sha256: str
+
+    @property
+    def context(self) -> dict[str, str]:
+        """The condition keys of §6.2: lower-case hex under lower-case names."""
+        pcrs = self.attestation.document.pcrs
+        found = {f"{_PREFIX}pcr{index}": value.hex() for index, value in pcrs.items()}
+        return found | ({f"{_PREFIX}imagesha384": pcrs[0].hex()} if 0 in pcrs else {})
+
+
+def check_recipient(parameter: Mapping[str, Any], *, roots: Sequence[Root], now: datetime) -> Recipient:
+    """The verified recipient of a request.
+
+    Args:
+        parameter: ``Recipient`` as the model parsed it.
+        roots: Trusted roots.
+        now: Time of the request, aware.
+
+    Raises:
+        KmsError: ValidationException; the audit log's part says which check failed.
+    """
+    if set(parameter) != {"KeyEncryptionAlgorithm", "AttestationDocument"}:
+        raise validation("Recipient needs both KeyEncryptionAlgorithm and AttestationDocument")
+    document: bytes = parameter["AttestationDocument"]
+    try:
+        verified = verify(document, roots=roots, policy=GenuineOnly(), at=now)
+    except AttestationError as error:
+        because = f"attestation step {error.step}: {error.message}"
+        if error.step <= PARSE_STEPS:
+            raise validation("cannot parse the attestation document", because=because) from error
+        raise validation("the attestation document is not valid", because=because) from error
+    _check_age(verified, now)
+    public_key = verified.document.public_key
+    if not public_key:
+        raise validation("the attestation document has no public_key")
+    try:
+        load_recipient_key(public_key)
+    except ValueError as error:
+        raise validation(f"the attestation document cannot be used: {error}") from error
+    return Recipient(verified, public_key, hashlib.sha256(document).hexdigest())
+
+
+def _check_age(verified: VerifiedAttestation, now: datetime) -> None:
+    made = datetime.fromtimestamp(verified.document.timestamp_ms / 1000, UTC)
+    if now - made > MAX_AGE:
+        raise _stale("the attestation document exceeded the five-minute age limit", made)
+    if made - now > MAX_AHEAD:
+        raise _stale("the attestation document is from the future", made)
+
+
+def _stale(message: str, made: datetime) -> KmsError:
+    return validation(message, because=f"made at {made.isoformat()}")

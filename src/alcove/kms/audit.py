@@ -1,0 +1,105 @@
+"""The audit log: one JSON line a call, on disk before the answer leaves, each chained to the one before (kms.md §24)."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from alcove.errors import MachineError, UsageError
+
+GENESIS: Final = "0" * 64
+MAX_LINE: Final = 1 << 20
+
+
+class AuditLog:
+    """The only writer of one file.
+
+    Raises:
+        UsageError: Another process writes it, or its last record cannot be read.
+        MachineError: It cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise MachineError(f"cannot open the audit log {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._sequence, self._previous = self._resume()
+        except BlockingIOError:
+            os.close(self._file)
+            raise UsageError(f"the audit log {path} is in use", hint="is another KMS running?") from None
+        except ValueError:
+            os.close(self._file)
+            raise UsageError(f"the last record of the audit log {path} is damaged", hint="move the file away") from None
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Writes one record durably.
+
+        Raises:
+            OSError: It is not on disk; the call must fail.
+        """
+        line = chained(record, self._sequence + 1, self._previous)
+        end = os.lseek(self._file, 0, os.SEEK_END)
+        try:
+            written = os.write(self._file, line)
+            os.fdatasync(self._file)
+            if written != len(line):
+                raise OSError("the audit log is full")
+        except OSError:
+            os.ftruncate(self._file, end)  # no half record in front of the next one
+            raise
+        self._sequence, self._previous = self._sequence + 1, digest(line)
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        os.close(self._file)
+
+    def _resume(self) -> tuple[int, str]:
+        """Number and hash of the last record. A torn last line was never answered for, so it is cut off."""
+        size = os.fstat(self._file).st_size
+        start = max(0, size - 2 * MAX_LINE)
+        tail = os.pread(self._file, size - start, start)
+        whole, _, torn = tail.rpartition(b"\n")
+        if torn:
+            os.ftruncate(self._file, size - len(torn))
+        if not whole:
+            return 0, GENESIS
+        last = whole.rpartition(b"\n")[2] + b"\n"
+        return int(json.loads(last)["chain"]["sequence"]), digest(last)
+
+
+def chained(record: Mapping[str, Any], sequence: int, previous: str) -> bytes:
+    """The line of a record: the record, its number, and the SHA-256 of the line before."""
+    full = {**record, "chain": {"sequence": sequence, "previous": previous}}
+    return json.dumps(full, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+
+
+def digest(line: bytes) -> str:
+    """What the next record says of a line."""
+    return hashlib.sha256(line).hexdigest()
+
+
+def verify_log(lines: Iterable[bytes]) -> int:
+    """The number of records of an unbroken log.
+
+    Raises:
+        ValueError: A line was changed, cut out, added or moved; the message names the first one.
+    """
+    previous, count = GENESIS, 0
+    for count, line in enumerate(lines, 1):
+        try:
+            chain = json.loads(line)["chain"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"record {count} cannot be read") from None
+        if chain != {"sequence": count, "previous": previous}:
+            raise ValueError(f"record {count} does not follow the one before it")
+        previous = digest(line)
+    return count

@@ -1,0 +1,215 @@
+"""AWS's own service model decides what a request may hold (kms.md §9, §10.3).
+
+The model is the one that botocore ships, so new members and operations arrive with a version bump. A wrong JSON type
+is a SerializationException; everything that the model constrains is a ValidationException in AWS's words, with all
+violations in one message.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import botocore.loaders
+
+from alcove.kms.errors import KmsError, validation
+
+TARGET_PREFIX: Final = "TrentService"  # §1.1
+MAX_SHOWN: Final = 256  # characters of a refused value that a message repeats
+
+Shape = Mapping[str, Any]
+
+
+class Model:
+    """Parses requests and renders answers by the shapes of one service model.
+
+    Args:
+        description: botocore's ``service-2`` document.
+    """
+
+    def __init__(self, description: Mapping[str, Any]) -> None:
+        self._shapes: Mapping[str, Shape] = description["shapes"]
+        self._operations: Mapping[str, Any] = description["operations"]
+
+    @property
+    def operations(self) -> frozenset[str]:
+        """Names of every operation of the model, served or not."""
+        return frozenset(self._operations)
+
+    def members(self, operation: str) -> frozenset[str]:
+        """Names of the request members of an operation."""
+        shape = self._shapes[self._operations[operation]["input"]["shape"]]
+        return frozenset(shape["members"])
+
+    def parse(self, operation: str, body: bytes) -> dict[str, Any]:
+        """The request's members, with blobs as bytes and JSON nulls left out.
+
+        Raises:
+            KmsError: SerializationException or ValidationException.
+        """
+        value = decode_json(body)
+        problems: list[str] = []
+        shape = self._operations[operation].get("input")
+        parsed = self._read(shape["shape"], value, "", problems) if shape else {}
+        if problems:
+            many = "error" if len(problems) == 1 else "errors"
+            raise validation(f"{len(problems)} validation {many} detected: {'; '.join(problems)}")
+        return dict(parsed)
+
+    def render(self, operation: str, result: Mapping[str, Any]) -> bytes:
+        """The answer's JSON; an empty body for an operation without output (§1.3).
+
+        Raises:
+            KeyError: The result has a member that the model does not know: a programming mistake.
+        """
+        output = self._operations[operation].get("output")
+        if output is None:
+            return b""
+        return json.dumps(self._write(output["shape"], result), separators=(",", ":")).encode()
+
+    def _read(self, name: str, value: Any, path: str, problems: list[str]) -> Any:
+        shape = self._shapes[name]
+        kind = shape["type"]
+        if kind not in _READERS:
+            raise KmsError("SerializationException", f"the type of {path} is not served")
+        value = _READERS[kind](value, path)
+        if kind == "structure":
+            return self._read_structure(shape, value, path, problems)
+        if kind == "list":
+            items = enumerate(value, 1)
+            value = [self._read(shape["member"]["shape"], v, f"{path}.{i}.member", problems) for i, v in items]
+        elif kind == "map":
+            inner, key = shape["value"]["shape"], shape["key"]["shape"]
+            value = {
+                self._read(key, k, f"{path}.key", problems): self._read(inner, v, f"{path}.{k}.value", problems)
+                for k, v in value.items()
+            }
+        problems += (f"{_shown(shape, value, path)} failed to satisfy constraint: {c}" for c in _broken(shape, value))
+        return value
+
+    def _read_structure(self, shape: Shape, value: dict[str, Any], path: str, problems: list[str]) -> dict[str, Any]:
+        parsed = {}
+        for member, target in shape["members"].items():
+            place = f"{path}.{_camel(member)}" if path else _camel(member)
+            if value.get(member) is not None:
+                parsed[member] = self._read(target["shape"], value[member], place, problems)
+            elif member in shape.get("required", ()):
+                problems.append(f"Value null at '{place}' failed to satisfy constraint: Member must not be null")
+        return parsed
+
+    def _write(self, name: str, value: Any) -> Any:
+        shape = self._shapes[name]
+        match shape["type"]:
+            case "structure":
+                members = shape["members"]
+                return {k: self._write(members[k]["shape"], v) for k, v in value.items() if v is not None}
+            case "list":
+                return [self._write(shape["member"]["shape"], v) for v in value]
+            case "map":
+                return {k: self._write(shape["value"]["shape"], v) for k, v in value.items()}
+            case "blob":
+                return base64.b64encode(value).decode("ascii")
+            case _:
+                return value
+
+
+@functools.cache
+def kms_model() -> Model:
+    """The KMS model of the installed botocore, read once."""
+    return Model(botocore.loaders.Loader().load_service_model("kms", "service-2"))
+
+
+def decode_json(body: bytes) -> dict[str, Any]:
+    """One JSON object, strictly: UTF-8, no duplicate keys, no lone surrogates, no NaN.
+
+    Raises:
+        KmsError: SerializationException.
+    """
+    try:
+        text = body.decode("utf-8")
+        value = json.loads(text or "{}", object_pairs_hook=_unique, parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # refuses a lone surrogate written as an escape
+    except (ValueError, RecursionError) as error:
+        raise KmsError("SerializationException", "the body is not a JSON object of this service") from error
+    if not isinstance(value, dict):
+        raise KmsError("SerializationException", "the body is not a JSON object of this service")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("duplicate key")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _camel(member: str) -> str:
+    return member[:1].lower() + member[1:]
+
+
+def _typed(kind: type | tuple[type, ...], name: str) -> Callable[[Any, str], Any]:
+    def read(value: Any, path: str) -> Any:
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise KmsError("SerializationException", f"{path or 'the body'} must be a JSON {name}")
+        return value
+
+    return read
+
+
+def _blob(value: Any, path: str) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise KmsError("SerializationException", f"{path} must be base64 in a JSON string") from None
+
+
+_READERS: Final[dict[str, Callable[[Any, str], Any]]] = {
+    "structure": _typed(dict, "object"),
+    "map": _typed(dict, "object"),
+    "list": _typed(list, "array"),
+    "string": _typed(str, "string"),
+    "integer": _typed(int, "integer"),
+    "long": _typed(int, "integer"),
+    "boolean": _typed(bool, "boolean"),
+    "timestamp": _typed((int, float), "number"),
+    "blob": _blob,
+}
+
+
+def _broken(shape: Shape, value: Any) -> list[str]:
+    """The constraints that a value breaks, in AWS's words (§10.3)."""
+    found = []
+    measure, noun = (value, "value") if shape["type"] in {"integer", "long", "timestamp"} else (None, "length")
+    if measure is None and isinstance(value, (str, bytes, list, dict)):
+        measure = len(value)
+    if measure is not None and measure < shape.get("min", measure):
+        found.append(f"Member must have {noun} greater than or equal to {shape['min']}")
+    if measure is not None and measure > shape.get("max", measure):
+        found.append(f"Member must have {noun} less than or equal to {shape['max']}")
+    if "enum" in shape and value not in shape["enum"]:
+        found.append(f"Member must satisfy enum value set: [{', '.join(shape['enum'])}]")
+    if "pattern" in shape and not _pattern(shape["pattern"]).fullmatch(value):
+        found.append(f"Member must satisfy regular expression pattern: {shape['pattern']}")
+    return found
+
+
+@functools.cache
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text, re.ASCII)  # the model's patterns are Java's, whose classes are ASCII
+
+
+def _shown(shape: Shape, value: Any, path: str) -> str:
+    """``Value '…' at 'path'``; a secret or a blob leaves its value out."""
+    if shape.get("sensitive") or isinstance(value, bytes):
+        return f"Value at '{path}'"
+    text = str(value)
+    return f"Value '{text[:MAX_SHOWN]}{'…' if len(text) > MAX_SHOWN else ''}' at '{path}'"

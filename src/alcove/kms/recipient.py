@@ -1,0 +1,124 @@
+"""CiphertextForRecipient: an envelope that only the attested enclave can open (kms.md §3, §4).
+
+Core: plaintext, the recipient's public key, a content key and an IV in; CMS bytes out.
+
+The layout is CMS EnvelopedData (RFC 5652) as AWS writes it: indefinite lengths on four nodes, version 2 twice, the
+recipient named by SHA-256 of its SubjectPublicKeyInfo, the content as one primitive string. AWS's C SDK refuses DER.
+The format has no authentication of its own: the TLS connection must end inside the enclave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, padding, serialization
+from cryptography.hazmat.primitives.asymmetric import padding as rsa_padding
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+CONTENT_KEY_BYTES: Final = 32  # AES-256
+IV_BYTES: Final = 16
+MIN_RSA_BITS: Final = 2048  # §5.3
+MAX_RSA_BITS: Final = 4096
+MAX_PUBLIC_KEY_BYTES: Final = 1024  # §5.1
+
+_SEQUENCE, _SET, _INTEGER, _OCTETS, _OID, _NULL = 0x30, 0x31, 0x02, 0x04, 0x06, 0x05
+_CONTEXT_0, _CONTEXT_0_CONSTRUCTED, _CONTEXT_1_CONSTRUCTED = 0x80, 0xA0, 0xA1
+_INDEFINITE: Final = b"\x80"
+_END: Final = b"\x00\x00"
+_ENVELOPED_DATA = bytes.fromhex("2a864886f70d010703")
+_DATA = bytes.fromhex("2a864886f70d010701")
+_RSAES_OAEP = bytes.fromhex("2a864886f70d010107")
+_MGF1 = bytes.fromhex("2a864886f70d010108")
+_SHA256 = bytes.fromhex("608648016503040201")
+_AES256_CBC = bytes.fromhex("60864801650304012a")
+
+
+def load_recipient_key(spki: bytes) -> rsa.RSAPublicKey:
+    """The RSA key of an attestation document (§5.3): 2048 to 4096 bits, odd exponent of at least 3.
+
+    Raises:
+        ValueError: It is no such key; the message says why and is fit for the client.
+    """
+    if not 0 < len(spki) <= MAX_PUBLIC_KEY_BYTES:
+        raise ValueError("public_key has a wrong size")
+    try:
+        key = serialization.load_der_public_key(spki)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError("public_key is not a DER SubjectPublicKeyInfo") from None
+    if not isinstance(key, rsa.RSAPublicKey):
+        raise ValueError("public_key is not an RSA key")
+    if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS or key.key_size % 8:
+        raise ValueError(f"public_key must have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits")
+    exponent = key.public_numbers().e
+    if exponent < 3 or exponent % 2 == 0:
+        raise ValueError("public_key has an exponent that cannot be")
+    return key
+
+
+def seal(plaintext: bytes, spki: bytes, *, content_key: bytes, iv: bytes) -> bytes:
+    """The envelope.
+
+    Args:
+        plaintext: What the plaintext member would have held.
+        spki: The recipient's SubjectPublicKeyInfo, DER, as the document gave it.
+        content_key: 32 fresh random bytes, never used again.
+        iv: 16 fresh random bytes.
+
+    Raises:
+        ValueError: The key is not one that `load_recipient_key` accepts, or key or IV have a wrong length.
+    """
+    if len(content_key) != CONTENT_KEY_BYTES or len(iv) != IV_BYTES:
+        raise ValueError("the content key has 32 bytes and the IV 16")
+    wrapped = load_recipient_key(spki).encrypt(content_key, _oaep())
+    recipient = _sequence(
+        _der(_INTEGER, b"\x02"),
+        _der(_CONTEXT_0, hashlib.sha256(spki).digest()),
+        _oaep_identifier(),
+        _der(_OCTETS, wrapped),
+    )
+    content = _indefinite(
+        _SEQUENCE,
+        _der(_OID, _DATA),
+        _sequence(_der(_OID, _AES256_CBC), _der(_OCTETS, iv)),
+        _der(_CONTEXT_0, _encrypt(plaintext, content_key, iv)),
+    )
+    enveloped = _indefinite(_SEQUENCE, _der(_INTEGER, b"\x02"), _der(_SET, recipient), content)
+    return _indefinite(_SEQUENCE, _der(_OID, _ENVELOPED_DATA), _indefinite(_CONTEXT_0_CONSTRUCTED, enveloped))
+
+
+def _oaep() -> rsa_padding.OAEP:
+    return rsa_padding.OAEP(mgf=rsa_padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
+
+
+def _encrypt(plaintext: bytes, key: bytes, iv: bytes) -> bytes:
+    padder = padding.PKCS7(128).padder()
+    padded = padder.update(plaintext) + padder.finalize()
+    encryptor = Cipher(algorithms.AES(key), modes.CBC(iv)).encryptor()
+    return encryptor.update(padded) + encryptor.finalize()
+
+
+def _oaep_identifier() -> bytes:
+    sha256 = _sequence(_der(_OID, _SHA256), _der(_NULL, b""))
+    mgf1 = _sequence(_der(_OID, _MGF1), sha256)
+    parameters = _sequence(_der(_CONTEXT_0_CONSTRUCTED, sha256), _der(_CONTEXT_1_CONSTRUCTED, mgf1))
+    return _sequence(_der(_OID, _RSAES_OAEP), parameters)
+
+
+def _sequence(*parts: bytes) -> bytes:
+    return _der(_SEQUENCE, b"".join(parts))
+
+
+def _der(tag: int, content: bytes) -> bytes:
+    """One definite-length element with the shortest length octets (X.690 §8.1.3)."""
+    if len(content) < 0x80:
+        return bytes([tag, len(content)]) + content
+    length = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
+    return bytes([tag, 0x80 | len(length)]) + length + content
+
+
+def _indefinite(tag: int, *parts: bytes) -> bytes:
+    """One constructed element of indefinite length (X.690 §8.1.3.6)."""
+    return bytes([tag]) + _INDEFINITE + b"".join(parts) + _END

@@ -1,0 +1,132 @@
+"""The audit record of a call, shaped as CloudTrail's (kms.md §24).
+
+Core: what became known of a call in; a JSON object out. Plaintext, ciphertext and policies' texts never come here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from alcove.kms.attest import Recipient
+from alcove.kms.call import Identity, Peer
+from alcove.kms.errors import KmsError
+from alcove.kms.keys import SYMMETRIC, Realm
+from alcove.kms.policy.evaluate import Decision
+
+_HIDDEN: Final = frozenset({"Plaintext", "CiphertextBlob", "Policy", "Recipient", "GrantTokens"})
+_ANSWERED: Final = frozenset({"CreateKey", "CancelKeyDeletion", "ScheduleKeyDeletion"})
+
+
+@dataclass(slots=True)
+class Trail:
+    """What is known of a call so far; filled as the service goes through its steps."""
+
+    request_id: str
+    event_id: str
+    now: datetime
+    peer: Peer
+    identity: Identity
+    operation: str
+    read_only: bool = True
+    params: Mapping[str, Any] = field(default_factory=dict)
+    key_arn: str | None = None
+    recipient: Recipient | None = None
+    decision: Decision | None = None
+    answer: Mapping[str, Any] | None = None
+    error: KmsError | None = None
+
+    def record(self, realm: Realm) -> dict[str, Any]:
+        """The record."""
+        arn = self.key_arn
+        resources = [{"accountId": arn.split(":")[4], "type": "AWS::KMS::Key", "ARN": arn}] if arn else []
+        failure = {"errorCode": self.error.kind, "errorMessage": self.error.text} if self.error else {}
+        return {
+            "eventVersion": "1.11",
+            "userIdentity": self._identity(),
+            "eventTime": self.now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "eventSource": "kms.amazonaws.com",
+            "eventName": self.operation,
+            "awsRegion": realm.region,
+            "sourceIPAddress": self.peer.address,
+            "userAgent": self.peer.user_agent,
+            **failure,
+            "requestParameters": self._parameters(),
+            "responseElements": self._response(),
+            "additionalEventData": self._additional(),
+            "requestID": self.request_id,
+            "eventID": self.event_id,
+            "readOnly": self.read_only,
+            "resources": resources,
+            "eventType": "AwsApiCall",
+            "recipientAccountId": realm.account,
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        caller = self.identity.caller
+        found = {
+            "type": "IAMUser" if caller.name else "Root",
+            "principalId": caller.user_id,
+            "arn": caller.arn,
+            "accountId": caller.account,
+            "accessKeyId": self.identity.access_key_id,
+        }
+        return found | ({"userName": caller.name} if caller.name else {})
+
+    def _parameters(self) -> dict[str, Any] | None:
+        if self.operation == "GenerateRandom":
+            return None
+        shown = {k: v for k, v in self.params.items() if k not in _HIDDEN and not isinstance(v, bytes)}
+        if self.operation == "Decrypt":
+            shown.setdefault("EncryptionAlgorithm", SYMMETRIC)
+        return {f"{k[:1].lower()}{k[1:]}": v for k, v in shown.items()} or None
+
+    def _response(self) -> dict[str, Any] | None:
+        if self.answer is None or self.operation not in _ANSWERED:
+            return None
+        return {f"{k[:1].lower()}{k[1:]}": v for k, v in self.answer.items() if v is not None}
+
+    def _additional(self) -> dict[str, Any] | None:
+        found: dict[str, Any] = {}
+        if self.recipient:
+            found["recipient"] = _recipient(self.recipient)
+        if self.decision:
+            found["decision"] = _decision(self.decision)
+        if self.error and self.error.because:
+            found["because"] = self.error.because
+        if self.answer and "KeyMaterialId" in self.answer:
+            found["keyMaterialId"] = self.answer["KeyMaterialId"]
+        return found or None
+
+
+def _recipient(recipient: Recipient) -> dict[str, str]:
+    document = recipient.attestation.document
+    pcrs = {f"attestationDocumentEnclavePCR{index}": value.hex() for index, value in document.pcrs.items() if index}
+    found = {
+        "attestationDocumentModuleId": document.module_id,
+        "attestationDocumentSha256": recipient.sha256,
+    }
+    return (
+        found | ({"attestationDocumentEnclaveImageDigest": document.pcrs[0].hex()} if 0 in document.pcrs else {}) | pcrs
+    )
+
+
+def _decision(decision: Decision) -> dict[str, Any]:
+    failures = [
+        {
+            "statement": f.statement,
+            "operator": f.operator,
+            "key": f.key,
+            "expected": list(f.expected),
+            "actual": list(f.actual) if isinstance(f.actual, tuple) else f.actual,
+        }
+        for f in decision.failures
+    ]
+    found: dict[str, Any] = {"allowed": decision.allowed, "why": decision.why.value}
+    return (
+        found
+        | ({"statement": decision.statement} if decision.statement else {})
+        | ({"conditions": failures} if failures else {})
+    )

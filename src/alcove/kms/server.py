@@ -1,0 +1,203 @@
+"""Runs the service: store, audit log, listening socket, uvicorn; a clean end on SIGTERM and SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+
+from alcove.attestation.verify import Root
+from alcove.errors import MachineError, UsageError
+from alcove.kms.audit import AuditLog
+from alcove.kms.call import Tools
+from alcove.kms.http import KmsApplication
+from alcove.kms.keys import Realm
+from alcove.kms.model import kms_model
+from alcove.kms.service import Service
+from alcove.kms.sqlite_store import SqliteStore, open_store
+
+DEFAULT_REGION: Final = "us-east-1"
+KEEP_ALIVE: Final = 65  # seconds; longer than botocore's 60 for an idle connection
+GRACE: Final = 5  # seconds that open requests get at the end
+PURGE_INTERVAL: Final = 3600.0
+BACKLOG: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """What a KMS process needs.
+
+    Attributes:
+        store: ``sqlite:///path``.
+        root_key: File of the root key; made on the first start.
+        audit: File of the audit log.
+        roots: Attestation roots that are trusted.
+        host: Address to listen on.
+        port: Port; 0 takes a free one.
+        tls_cert: PEM chain, or None for plain HTTP.
+        tls_key: PEM key.
+        region: The one Region that is served.
+        account: Account id of a new store; None takes the store's own.
+        workers: Processes; 1 with SQLite.
+    """
+
+    store: str
+    root_key: Path
+    audit: Path
+    roots: Sequence[Root]
+    host: str = "127.0.0.1"
+    port: int = 8080
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    region: str = DEFAULT_REGION
+    account: str | None = None
+    workers: int = 1
+
+
+def serve(
+    config: ServeConfig,
+    *,
+    ready: Callable[[str], None] = lambda url: None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Serves until SIGTERM, SIGINT or `stop`.
+
+    Args:
+        config: What to serve.
+        ready: Called once with the endpoint URL, when requests are answered.
+        stop: Ends the service from another thread; signals are then left alone.
+
+    Raises:
+        UsageError: A setting cannot be, the root key is wrong, the address is taken.
+        MachineError: A file cannot be used.
+    """
+    _check(config)
+    context = _tls(config)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(
+            contextlib.closing(open_store(config.store, config.root_key, account=config.account))
+        )
+        audit = stack.enter_context(contextlib.closing(AuditLog(config.audit)))
+        listener = stack.enter_context(contextlib.closing(_listen(config)))
+        application = KmsApplication(_service(config, store, audit))
+        host, port = listener.getsockname()[:2]
+        name = f"[{host}]" if ":" in host else host
+        url = f"{'https' if context else 'http'}://{name}:{port}"
+        server = _Server(_uvicorn(application, context), lambda: ready(url))
+        asyncio.run(_run(server, listener, store, stop))
+
+
+def _service(config: ServeConfig, store: SqliteStore, audit: AuditLog) -> Service:
+    tools = Tools(store, Realm(store.account, config.region), secrets.token_bytes)
+    return Service(tools, kms_model(), config.roots, audit.append, lambda: datetime.now(UTC))
+
+
+def _check(config: ServeConfig) -> None:
+    if config.workers != 1:
+        raise UsageError("a SQLite store is served by one worker", hint="leave --workers at 1")
+    if (config.tls_cert is None) != (config.tls_key is None):
+        raise UsageError("TLS needs a certificate and a key", hint="give both --tls-cert and --tls-key")
+
+
+def _tls(config: ServeConfig) -> ssl.SSLContext | None:
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])  # kms.md §1.3: the C SDK would take h2
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"cannot use {config.tls_cert} with {config.tls_key}: {error}") from error
+    return context
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or str(error)
+        raise MachineError(f"cannot listen on {config.host}:{config.port}: {reason.lower()}") from error
+    return listener
+
+
+def _uvicorn(application: KmsApplication, context: ssl.SSLContext | None) -> uvicorn.Config:
+    config = uvicorn.Config(
+        application,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=GRACE,
+    )
+    config.load()
+    config.ssl = context
+    return config
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling, and with word when it is up."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _run(server: _Server, listener: socket.socket, store: SqliteStore, stop: threading.Event | None) -> None:
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        server.should_exit = True
+
+    if stop is None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, end)
+    housekeeping = asyncio.create_task(_purge(store))
+    watching = asyncio.create_task(_watch(stop, end)) if stop else None
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        for task in filter(None, (housekeeping, watching)):
+            task.cancel()
+
+
+async def _purge(store: SqliteStore) -> None:
+    while True:
+        store.purge(time.time())
+        await asyncio.sleep(PURGE_INTERVAL)
+
+
+async def _watch(stop: threading.Event, end: Callable[[], None]) -> None:
+    while not stop.is_set():  # noqa: ASYNC110 - the event belongs to another thread
+        await asyncio.sleep(0.05)
+    end()
