@@ -49,7 +49,7 @@ def load_recipient_key(spki: bytes) -> rsa.RSAPublicKey:
     except (ValueError, UnsupportedAlgorithm):
         raise ValueError("public_key is not a DER SubjectPublicKeyInfo") from None
     if not isinstance(key, rsa.RSAPublicKey):
-        raise ValueError("public_key is not an RSA key")
+        raise ValueError("public_key is not an RSA key")  # noqa: TRY004 - a wrong document, not a wrong call
     if not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS or key.key_size % 8:
         raise ValueError(f"public_key must have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits")
     exponent = key.public_numbers().e

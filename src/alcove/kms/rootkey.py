@@ -69,7 +69,7 @@ def load_root_key(path: Path) -> RootKey:
         ) from None
     except OSError as error:
         raise UsageError(f"cannot read the root key {path}: {error.strerror}") from error
-    with open(descriptor, encoding="ascii", errors="replace") as file:
+    with os.fdopen(descriptor, encoding="ascii", errors="replace") as file:
         if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
             raise UsageError(f"the root key {path} can be read by others", hint=f"chmod 600 {path}")
         text = file.read(ROOT_KEY_BYTES * 2 + 2).strip()
@@ -89,7 +89,7 @@ def create_root_key(path: Path) -> RootKey:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "w", encoding="ascii") as file:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(key.hex() + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -69,7 +69,7 @@ class ServeConfig:
 def serve(
     config: ServeConfig,
     *,
-    ready: Callable[[str], None] = lambda url: None,
+    ready: Callable[[str], None] | None = None,
     stop: threading.Event | None = None,
 ) -> None:
     """Serves until SIGTERM, SIGINT or `stop`.
@@ -95,7 +95,7 @@ def serve(
         host, port = listener.getsockname()[:2]
         name = f"[{host}]" if ":" in host else host
         url = f"{'https' if context else 'http'}://{name}:{port}"
-        server = _Server(_uvicorn(application, context), lambda: ready(url))
+        server = _Server(_uvicorn(application, context), (lambda: ready(url)) if ready else (lambda: None))
         asyncio.run(_run(server, listener, store, stop))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -68,8 +69,6 @@ def test_the_first_known_answer() -> None:
         == "553f88c9e4d10fc9e109e2aeb65f030801b70c2f6468faca261d401ae622fc87"
     )
     scope = Scope(ACCESS_KEY, "20150830", "us-east-1", "service")
-    import hmac
-
     signature = hmac.digest(signing_key(SECRET, scope), string_to_sign(canonical, STAMP, scope).encode(), "sha256")
     assert signature.hex() == "5da7c1a2acd57cee7505fc6676e4e544621c30862966e37dddb68e92efbe5d6b"
 

@@ -31,11 +31,11 @@ def denial(access: Access, decision: Decision, *, attested: bool) -> str:
         decision: A decision that denies.
         attested: Whether a valid attestation document came with the request.
     """
-    resource = access.key_arn or "*"
+    asked = f"User: {access.caller.arn} is not authorized to perform: {access.action}"
     ending = _ENDINGS[decision.why].format(action=access.action)
     reasons = explain(decision, attested=attested)
     tail = f" ({reasons})" if reasons else ""
-    return f"User: {access.caller.arn} is not authorized to perform: {access.action} on resource: {resource} {ending}{tail}"
+    return f"{asked} on resource: {access.key_arn or '*'} {ending}{tail}"
 
 
 def explain(decision: Decision, *, attested: bool) -> str:
