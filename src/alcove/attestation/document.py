@@ -1,0 +1,196 @@
+"""The attestation document: its payload, byte for byte as the platform emits it (attestation.md §1, §2).
+
+Core: bytes in, values out; values in, bytes out.
+
+Steps 1 to 5 of the recipe in `verify` are here; a parsed document is NOT verified.
+
+    a9                                       map of nine, keys always present and in this order
+      module_id    text                      i-<17 hex>-enc<16 hex>
+      digest       "SHA384"
+      timestamp    1b + 8 bytes              milliseconds since 1970, UTC
+      pcrs         map                       the locked registers, ascending, 48 bytes each
+      certificate  bytes                     DER of the leaf
+      cabundle     array of bytes            root, regional, zonal, instance
+      public_key   bytes or null
+      user_data    bytes or null
+      nonce        bytes or null
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeVar
+
+from alcove.attestation.certificate import MAX_CERTIFICATE
+from alcove.codec import cbor, cose
+from alcove.errors import AttestationError
+
+MAX_DOCUMENT: Final = cose.MAX_PAYLOAD + 1024  # the payload's limit (§5.2 step 3) and room for the COSE parts
+MAX_PCRS: Final = 32  # §2; indexes 0 to 31
+PCR_SIZES: Final = frozenset({32, 48, 64})  # §2: SHA-256, SHA-384, SHA-512
+MAX_CABUNDLE: Final = 32  # §5.2 step 4
+MAX_FIELD: Final = 1024  # §5.1: public_key, user_data, nonce
+STRICT_FIELD: Final = 512  # §5.1: the lower of the two limits that AWS documents for user_data and nonce
+DIGEST: Final = "SHA384"
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_MS: Final = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)  # what datetime can hold
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationDocument:
+    """What a document says; only inside a `VerifiedAttestation` is it also true.
+
+    `timestamp_ms` counts from 1970 UTC, `pcrs` holds raw digests by index, `cabundle` begins with the root.
+    """
+
+    module_id: str
+    timestamp_ms: int
+    pcrs: Mapping[int, bytes]
+    certificate: bytes
+    cabundle: tuple[bytes, ...]
+    public_key: bytes | None = None
+    user_data: bytes | None = None
+    nonce: bytes | None = None
+    digest: str = DIGEST
+
+    @property
+    def timestamp(self) -> datetime:
+        """When the document was made, aware, UTC."""
+        return _EPOCH + timedelta(milliseconds=self.timestamp_ms)
+
+    def encode_payload(self) -> bytes:
+        """The payload in the platform's shape.
+
+        Sizes of user_data, nonce and public_key are not limited here, because the real device does not limit them
+        (nsm.md §7); a verifier does.
+        """
+        fields: dict[str, object] = {
+            "module_id": self.module_id,
+            "digest": self.digest,
+            "timestamp": cbor.Uint64(self.timestamp_ms),
+            "pcrs": dict(sorted(self.pcrs.items())),
+            "certificate": self.certificate,
+            "cabundle": self.cabundle,
+            "public_key": self.public_key,
+            "user_data": self.user_data,
+            "nonce": self.nonce,
+        }
+        return cbor.encode(fields)
+
+
+def parse_document(data: bytes) -> AttestationDocument:
+    """What a document says, UNVERIFIED: for showing it, never for deciding.
+
+    Raises:
+        AttestationError: With the number of the failed step, 1 to 5.
+    """
+    return open_document(data)[1]
+
+
+def open_document(data: bytes) -> tuple[cose.Sign1, AttestationDocument]:
+    """Steps 1 to 5: the COSE structure and what its payload says, UNVERIFIED; errors as in `parse_document`."""
+    # 1. Bound the input.
+    if not 0 < len(data) <= MAX_DOCUMENT:
+        raise AttestationError(f"the document has {len(data)} bytes; 1 to {MAX_DOCUMENT} are allowed", step=1)
+    # 2. One CBOR item: an array of four, bare or in tag 18.
+    try:
+        parts = cose.sign1_parts(bytes(data))
+    except ValueError as error:
+        raise AttestationError(f"not a COSE_Sign1: {error}", step=2) from error
+    # 3. The four parts; the algorithm is ES384.
+    try:
+        sign1 = cose.check_parts(parts)
+    except ValueError as error:
+        raise AttestationError(f"COSE_Sign1: {error}", step=3) from error
+    # 4. and 5. The payload.
+    return sign1, parse_payload(sign1.payload)
+
+
+def parse_payload(payload: bytes) -> AttestationDocument:
+    """What a payload says, UNVERIFIED.
+
+    Raises:
+        AttestationError: Step 4 when it is not one map with text keys, step 5 when a field breaks a rule of §2.
+    """
+    # 4. One map, text keys, each key at most once.
+    try:
+        fields = cbor.decode(payload)
+    except ValueError as error:
+        raise AttestationError(f"the payload is not CBOR: {error}", step=4) from error
+    if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
+        raise AttestationError("the payload is not a map with text keys", step=4)
+    # 5. Types and limits of all nine fields; unknown keys are not looked at.
+    digest = _required(fields, "digest", str)
+    if digest != DIGEST:
+        raise _wrong("digest", f"not {DIGEST}")
+    return AttestationDocument(
+        module_id=_module_id(fields),
+        timestamp_ms=_timestamp(fields),
+        pcrs=_pcrs(_required(fields, "pcrs", dict)),
+        certificate=_sized(_required(fields, "certificate", bytes), "certificate", MAX_CERTIFICATE),
+        cabundle=_cabundle(_required(fields, "cabundle", list)),
+        public_key=_optional(fields, "public_key", smallest=1),
+        user_data=_optional(fields, "user_data", smallest=0),
+        nonce=_optional(fields, "nonce", smallest=0),
+    )
+
+
+def _wrong(field: str, message: str) -> AttestationError:
+    return AttestationError(f"{field}: {message}", step=5)
+
+
+def _required(fields: dict[str, object], name: str, kind: type[_T]) -> _T:
+    if name not in fields:
+        raise _wrong(name, "missing")
+    value = fields[name]
+    if not isinstance(value, kind) or isinstance(value, bool):  # Python counts a bool as an int
+        raise _wrong(name, f"{type(value).__name__} where {kind.__name__} must be")
+    return value
+
+
+def _module_id(fields: dict[str, object]) -> str:
+    module_id = _required(fields, "module_id", str)
+    if not module_id:
+        raise _wrong("module_id", "empty")
+    return module_id
+
+
+def _timestamp(fields: dict[str, object]) -> int:
+    timestamp = _required(fields, "timestamp", int)
+    if not 0 < timestamp <= _LAST_MS:
+        raise _wrong("timestamp", f"{timestamp} is no time after 1970")
+    return timestamp
+
+
+def _pcrs(pcrs: dict[object, object]) -> dict[int, bytes]:
+    if not 1 <= len(pcrs) <= MAX_PCRS:
+        raise _wrong("pcrs", f"{len(pcrs)} registers; 1 to {MAX_PCRS} are allowed")
+    found: dict[int, bytes] = {}
+    for index, value in pcrs.items():
+        if not isinstance(index, int) or not 0 <= index < MAX_PCRS:
+            raise _wrong("pcrs", f"the index {index!r:.20} is not in 0 to {MAX_PCRS - 1}")
+        if not isinstance(value, bytes) or len(value) not in PCR_SIZES:
+            raise _wrong("pcrs", f"PCR{index} is not a digest of 32, 48 or 64 bytes")
+        found[index] = value
+    return dict(sorted(found.items()))
+
+
+def _cabundle(entries: list[object]) -> tuple[bytes, ...]:
+    if not 1 <= len(entries) <= MAX_CABUNDLE:
+        raise _wrong("cabundle", f"{len(entries)} certificates; 1 to {MAX_CABUNDLE} are allowed")
+    return tuple(_sized(entry, f"cabundle[{index}]", MAX_CERTIFICATE) for index, entry in enumerate(entries))
+
+
+def _sized(value: object, name: str, largest: int, smallest: int = 1) -> bytes:
+    if not isinstance(value, bytes) or not smallest <= len(value) <= largest:
+        raise _wrong(name, f"not a byte string of {smallest} to {largest} bytes")
+    return value
+
+
+def _optional(fields: dict[str, object], name: str, *, smallest: int) -> bytes | None:
+    value = fields.get(name)  # absent and null are the same (§2)
+    return None if value is None else _sized(value, name, MAX_FIELD, smallest)
