@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from alcove.attestation.verify import Root
+from alcove.attestation.verify import ChainCache, Root
 from alcove.kms import blob, sigv4
 from alcove.kms.attest import Recipient, check_recipient
 from alcove.kms.call import Call, Identity, Peer, Tools
@@ -76,6 +76,7 @@ class Service:
         self._roots = tuple(roots)
         self._audit = audit
         self._clock = clock
+        self._chains = ChainCache()
 
     def handle(self, request: sigv4.SignedRequest, peer: Peer) -> Answer:
         """The answer to a request; KmsErrors become answers here and nowhere else."""
@@ -177,7 +178,7 @@ class Service:
     def _recipient(self, params: Mapping[str, Any], now: datetime) -> Recipient | None:
         if "Recipient" not in params:
             return None
-        return check_recipient(params["Recipient"], roots=self._roots, now=now)
+        return check_recipient(params["Recipient"], roots=self._roots, now=now, cache=self._chains)
 
     def _authorize(self, call: Call, trail: Trail) -> None:
         context = request_context(call, self._tools.realm)

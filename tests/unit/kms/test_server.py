@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, client, config, running
 
 from alcove.errors import AlcoveError, MachineError, UsageError
 from alcove.kms.audit import AuditLog, verify_log
 from alcove.kms.server import serve
 from alcove.kms.sqlite_store import open_store
 from alcove.kms.users import add_user, list_users, remove_user
-from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, client, config, running
 
 ADMIN_ACTIONS = ["kms:PutKeyPolicy", "kms:GetKeyPolicy", "kms:DescribeKey", "kms:Encrypt"]
 
@@ -370,10 +370,8 @@ def test_without_its_log_the_service_answers_nothing(tmp_path: Path, monkeypatch
     def full(_log: AuditLog, _record: object) -> None:
         raise OSError("no space left on device")
 
-    with running(config(tmp_path)) as service:
-        monkeypatch.setattr(AuditLog, "append", full)
-    settings = config(tmp_path / "second")
-    with running(settings) as service, pytest.raises(ClientError) as caught:
+    monkeypatch.setattr(AuditLog, "append", full)
+    with running(config(tmp_path)) as service, pytest.raises(ClientError) as caught:
         service.admin.generate_random(NumberOfBytes=1)
     assert caught.value.response["Error"]["Code"] == "KMSInternalException"
     assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 500
@@ -395,7 +393,11 @@ def test_a_log_goes_on_where_it_ended(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"workers": 2}, "one worker"), ({"tls_cert": Path("x")}, "certificate and a key"), ({"host": "192.0.2.1"}, "listen")],
+    [
+        ({"workers": 2}, "one worker"),
+        ({"tls_cert": Path("x")}, "certificate and a key"),
+        ({"host": "192.0.2.1"}, "listen"),
+    ],
 )
 def test_a_setting_that_cannot_be_is_one_line(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     """Wrong settings end the start with one sentence."""
