@@ -43,38 +43,50 @@ def test_a_request_comes_out_with_bytes() -> None:
         (
             "GenerateRandom",
             {"NumberOfBytes": 0},
-            ("1 validation error detected: Value '0' at 'numberOfBytes' failed to satisfy constraint: "
-            "Member must have value greater than or equal to 1"),
+            (
+                "1 validation error detected: Value '0' at 'numberOfBytes' failed to satisfy constraint: "
+                "Member must have value greater than or equal to 1"
+            ),
         ),
         (
             "GenerateRandom",
             {"NumberOfBytes": 1025},
-            ("1 validation error detected: Value '1025' at 'numberOfBytes' failed to satisfy constraint: "
-            "Member must have value less than or equal to 1024"),
+            (
+                "1 validation error detected: Value '1025' at 'numberOfBytes' failed to satisfy constraint: "
+                "Member must have value less than or equal to 1024"
+            ),
         ),
         (
             "Encrypt",
             {"KeyId": KEY_ID, "Plaintext": ""},
-            ("1 validation error detected: Value at 'plaintext' failed to satisfy constraint: "
-            "Member must have length greater than or equal to 1"),
+            (
+                "1 validation error detected: Value at 'plaintext' failed to satisfy constraint: "
+                "Member must have length greater than or equal to 1"
+            ),
         ),
         (
             "GetKeyPolicy",
             {"KeyId": KEY_ID, "PolicyName": "a b"},
-            ("1 validation error detected: Value 'a b' at 'policyName' failed to satisfy constraint: "
-            "Member must satisfy regular expression pattern: [\\w]+"),
+            (
+                "1 validation error detected: Value 'a b' at 'policyName' failed to satisfy constraint: "
+                "Member must satisfy regular expression pattern: [\\w]+"
+            ),
         ),
         (
             "GenerateDataKey",
             {"KeyId": KEY_ID, "Recipient": {"KeyEncryptionAlgorithm": "RSA"}},
-            ("1 validation error detected: Value 'RSA' at 'recipient.keyEncryptionAlgorithm' failed to satisfy "
-            "constraint: Member must satisfy enum value set: [RSAES_OAEP_SHA_256]"),
+            (
+                "1 validation error detected: Value 'RSA' at 'recipient.keyEncryptionAlgorithm' failed to satisfy "
+                "constraint: Member must satisfy enum value set: [RSAES_OAEP_SHA_256]"
+            ),
         ),
         (
             "CreateKey",
             {"Tags": [{"TagKey": "a" * 129, "TagValue": ""}]},
-            (f"1 validation error detected: Value '{'a' * 129}' at 'tags.1.member.tagKey' failed to satisfy "
-            "constraint: Member must have length less than or equal to 128"),
+            (
+                f"1 validation error detected: Value '{'a' * 129}' at 'tags.1.member.tagKey' failed to satisfy "
+                "constraint: Member must have length less than or equal to 128"
+            ),
         ),
     ],
 )

@@ -207,9 +207,7 @@ def test_an_attested_statement_explains_itself_beside_a_root_statement() -> None
         json.dumps({"Statement": statement(Condition={"StringEquals": {PCR0: {"a": 1}}})}),
         json.dumps({"Statement": statement(Condition={"StringEquals": {PCR0: []}})}),
         json.dumps({"Statement": statement(Condition={"StringIs": {PCR0: GOOD}})}),
-        json.dumps(
-            {"Statement": statement(Condition={"ForAllValues:StringEquals": {"kms:EncryptionContext:a": "b"}})}
-        ),
+        json.dumps({"Statement": statement(Condition={"ForAllValues:StringEquals": {"kms:EncryptionContext:a": "b"}})}),
     ],
 )
 def test_a_policy_that_is_none_is_refused(text: str) -> None:

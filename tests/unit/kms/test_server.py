@@ -10,15 +10,22 @@ import os
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, client, config, running
 
 from alcove.errors import AlcoveError, MachineError, UsageError
@@ -431,3 +438,36 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
         process.send_signal(number)
         assert process.wait(timeout=20) == 0
         assert process.stderr.read() == b""
+
+
+def test_it_speaks_tls(tmp_path: Path) -> None:
+    """With a certificate the service is HTTPS; it offers http/1.1 alone and nothing below TLS 1.2."""
+    certificate, key = self_signed(tmp_path)
+    with running(config(tmp_path, tls_cert=certificate, tls_key=key)) as service:
+        assert service.url.startswith("https://")
+        assert client(service.url, service.admin_user, verify=str(certificate)).list_keys()["Keys"] == []
+        assert service.records()[-1]["eventName"] == "ListKeys"
+        context = ssl.create_default_context(cafile=str(certificate))
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
+        with socket.create_connection(address) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as tls:
+            assert tls.selected_alpn_protocol() == "http/1.1"
+    with pytest.raises(UsageError, match="cannot use"):
+        serve(config(tmp_path, tls_cert=key, tls_key=certificate))
+
+
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "kms")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(hours=1), now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, SHA256())
+    )
+    (directory / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    form = serialization.PrivateFormat.PKCS8
+    pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    (directory / "key.pem").write_bytes(pem)
+    return directory / "cert.pem", directory / "key.pem"
