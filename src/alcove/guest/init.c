@@ -1,0 +1,345 @@
+/*
+ * The first process of an enclave: /init of the boot ramdisk.
+ *
+ * It does what AWS's init does, in the same order (docs/spec, eif.md section 10), so that an image built for Nitro
+ * Enclaves finds the world it expects. Differences, all of them additions:
+ *   - modules under /modules are loaded in name order, as distribution kernels have virtio and vsock as modules;
+ *   - the heartbeat's connect is tried for a few seconds, as the vsock device may appear a moment after its driver;
+ *   - the loopback interface is brought up;
+ *   - the application's exit status is printed;
+ *   - a failure prints one line and restarts the machine at once instead of waiting for a panic's time-out.
+ *
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/vm_sockets.h>
+#include <net/if.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PARENT_CID 3 /* the parent instance, in Nitro's terms */
+#define HEARTBEAT_PORT 9000
+#define HEARTBEAT_BYTE 0xB7
+#define CONNECT_TRIES 50 /* times 100 ms: five seconds, also enough under emulation */
+#define CONNECT_PAUSE_US 100000
+#define MAX_FILE (1024 * 1024) /* /cmd and /env: no exec could pass more */
+#define DEFAULT_PATH "/sbin:/usr/sbin:/bin:/usr/bin"
+
+#define NDNSNE (MS_NODEV | MS_NOSUID | MS_NOEXEC)
+
+static char *default_cmd[] = {"sh", NULL};
+static char *default_env[] = {"PATH=" DEFAULT_PATH, NULL};
+
+static void say(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    fputs("alcove: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+}
+
+/* End the machine. Returning from process 1 would be a kernel panic; this is the same, without its noise. */
+static void restart(void)
+{
+    sync();
+    reboot(RB_AUTOBOOT);
+    _exit(1);
+}
+
+static void die(const char *what)
+{
+    say("init failed: %s: %s", what, errno ? strerror(errno) : "unexpected answer");
+    restart();
+}
+
+/* 1. Process 1 never takes a signal; its child gets the old mask back. */
+static void block_signals(sigset_t *old)
+{
+    sigset_t all;
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, old);
+}
+
+static void must_mount(const char *source, const char *target, const char *type, unsigned long flags, const char *data)
+{
+    if (mkdir(target, 0755) < 0 && errno != EEXIST && errno != EROFS)
+        die(target);
+    if (mount(source, target, type, flags, data) < 0)
+        die(target);
+}
+
+/* 2. The kernel may have mounted /dev already. */
+static void early_dev(void)
+{
+    mkdir("/dev", 0755);
+    if (mount("dev", "/dev", "devtmpfs", MS_NOSUID | MS_NOEXEC, NULL) < 0 && errno != EBUSY)
+        die("/dev");
+}
+
+/* 3. The console becomes standard input, output and error. */
+static void open_console(void)
+{
+    int fd = open("/dev/console", O_RDWR | O_NOCTTY);
+    if (fd < 0)
+        die("/dev/console");
+    for (int target = 0; target < 3; target++)
+        if (dup2(fd, target) < 0)
+            die("/dev/console");
+    if (fd > 2)
+        close(fd);
+}
+
+/* 4. A module that is missing is skipped; one that does not load is fatal, as nothing works without it. */
+static void load_module(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        if (errno == ENOENT)
+            return;
+        die(path);
+    }
+    if (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST)
+        die(path);
+    close(fd);
+    if (unlink(path) < 0)
+        die(path);
+}
+
+static int is_module(const struct dirent *entry)
+{
+    size_t length = strlen(entry->d_name);
+    return length > 3 && strcmp(entry->d_name + length - 3, ".ko") == 0;
+}
+
+static void load_modules(void)
+{
+    struct dirent **names;
+    char path[sizeof("/modules/") + 256];
+    int count = scandir("/modules", &names, is_module, alphasort);
+    for (int i = 0; i < count; i++) {
+        snprintf(path, sizeof(path), "/modules/%s", names[i]->d_name);
+        load_module(path);
+        free(names[i]);
+    }
+    if (count >= 0) {
+        free(names);
+        rmdir("/modules");
+    }
+    load_module("/nsm.ko");
+}
+
+static int connect_parent(void)
+{
+    struct sockaddr_vm parent = {.svm_family = AF_VSOCK, .svm_cid = PARENT_CID, .svm_port = HEARTBEAT_PORT};
+    for (int i = 0; i < CONNECT_TRIES; i++) {
+        int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (fd >= 0 && connect(fd, (struct sockaddr *)&parent, sizeof(parent)) == 0)
+            return fd;
+        int why = errno;
+        if (fd >= 0)
+            close(fd);
+        usleep(CONNECT_PAUSE_US);
+        errno = why;
+    }
+    return -1;
+}
+
+/* 5. Tell the parent that the enclave is up, and hear that it was told. */
+static void heartbeat(void)
+{
+    unsigned char byte = HEARTBEAT_BYTE;
+    int fd = connect_parent();
+    if (fd < 0)
+        die("heartbeat: connect to the parent (CID 3, port 9000)");
+    errno = 0;
+    if (write(fd, &byte, 1) != 1)
+        die("heartbeat: write");
+    byte = 0;
+    errno = 0;
+    if (read(fd, &byte, 1) != 1 || byte != HEARTBEAT_BYTE)
+        die("heartbeat: read");
+    close(fd);
+}
+
+static char *read_file(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return NULL;
+    char *text = calloc(1, MAX_FILE + 1);
+    size_t used = 0;
+    ssize_t got = 0;
+    if (!text)
+        die(path);
+    while (used < MAX_FILE && (got = read(fd, text + used, MAX_FILE - used)) > 0)
+        used += (size_t)got;
+    if (got < 0)
+        die(path);
+    if (used == MAX_FILE) {
+        errno = E2BIG;
+        die(path);
+    }
+    close(fd);
+    return text;
+}
+
+/* 6. One string a line, the last line feed being optional. The file is gone afterwards. */
+static char **read_lines(const char *path, char **fallback)
+{
+    char *text = read_file(path);
+    if (!text) {
+        say("warning: %s: %s; using the default", path, strerror(errno));
+        return fallback;
+    }
+    unlink(path);
+    size_t count = 0;
+    for (char *c = text; *c; c++)
+        count += *c == '\n';
+    char **lines = calloc(count + 2, sizeof(char *));
+    if (!lines)
+        die(path);
+    size_t used = 0;
+    while (*text) {
+        lines[used++] = text;
+        text = strchrnul(text, '\n');
+        if (*text)
+            *text++ = '\0';
+    }
+    return lines;
+}
+
+/* 7. The application's root becomes the root. An initramfs cannot be pivoted, so it is covered. */
+static void enter_root(void)
+{
+    if (mount("/rootfs", "/rootfs", NULL, MS_BIND, NULL) < 0 || chdir("/rootfs") < 0)
+        die("/rootfs");
+    if (mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
+        die("/rootfs: make it the root");
+}
+
+static void link_dev(const char *target, const char *path)
+{
+    if (symlink(target, path) < 0 && errno != EEXIST)
+        die(path);
+}
+
+/* 8. What a Linux application expects to find. */
+static void mount_all(void)
+{
+    must_mount("dev", "/dev", "devtmpfs", MS_NOSUID | MS_NOEXEC, NULL);
+    must_mount("proc", "/proc", "proc", NDNSNE, NULL);
+    link_dev("/proc/self/fd", "/dev/fd");
+    link_dev("/proc/self/fd/0", "/dev/stdin");
+    link_dev("/proc/self/fd/1", "/dev/stdout");
+    link_dev("/proc/self/fd/2", "/dev/stderr");
+    must_mount("tmpfs", "/run", "tmpfs", NDNSNE, "mode=0755");
+    must_mount("tmpfs", "/tmp", "tmpfs", NDNSNE, NULL);
+    must_mount("shm", "/dev/shm", "tmpfs", NDNSNE, NULL);
+    must_mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, NULL);
+    must_mount("sysfs", "/sys", "sysfs", NDNSNE, NULL);
+    must_mount("cgroup_root", "/sys/fs/cgroup", "tmpfs", NDNSNE, "mode=0755");
+}
+
+/* 9. Every enabled controller as cgroup version 1. Newer kernels may lack version 1 of one: not worth an enclave. */
+static void mount_cgroups(void)
+{
+    FILE *list = fopen("/proc/cgroups", "r");
+    char line[256], name[64], path[sizeof("/sys/fs/cgroup/") + 64];
+    int hierarchy, groups, enabled;
+    if (!list)
+        return;
+    while (fgets(line, sizeof(line), list)) {
+        if (sscanf(line, "%63s %d %d %d", name, &hierarchy, &groups, &enabled) != 4 || !enabled)
+            continue; /* the heading, or a controller that is off */
+        snprintf(path, sizeof(path), "/sys/fs/cgroup/%s", name);
+        if (mkdir(path, 0755) == 0 && mount(name, path, "cgroup", NDNSNE, name) < 0)
+            rmdir(path);
+    }
+    fclose(list);
+}
+
+/* An addition: programs that talk to themselves over 127.0.0.1 work. A kernel without networking is fine too. */
+static void loopback_up(void)
+{
+    struct ifreq request = {.ifr_name = "lo"};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return;
+    if (ioctl(fd, SIOCGIFFLAGS, &request) == 0) {
+        request.ifr_flags |= IFF_UP;
+        if (ioctl(fd, SIOCSIFFLAGS, &request) < 0)
+            say("warning: lo: %s", strerror(errno));
+    }
+    close(fd);
+}
+
+/* 10. The program is searched on init's path, and then sees nothing but its own environment. */
+static pid_t launch(char **cmd, char **env, const sigset_t *mask)
+{
+    pid_t pid = fork();
+    if (pid < 0)
+        die("fork");
+    if (pid > 0)
+        return pid;
+    sigprocmask(SIG_SETMASK, mask, NULL);
+    setsid();
+    putenv("PATH=" DEFAULT_PATH);
+    execvpe(cmd[0], cmd, env);
+    int why = errno;
+    say("cannot run %s: %s", cmd[0], strerror(why));
+    _exit(why == ENOENT ? 127 : 126);
+}
+
+/* 11. Reap everything; when the application ends, so does the enclave. */
+static int reap_until(pid_t application)
+{
+    int status;
+    for (;;) {
+        pid_t pid = wait(&status);
+        if (pid < 0 && errno != EINTR)
+            die("wait");
+        if (pid == application)
+            return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    }
+}
+
+int main(void)
+{
+    sigset_t mask;
+    if (getpid() != 1) {
+        fputs("alcove init: runs as process 1 of an enclave only\n", stderr);
+        return 1;
+    }
+    block_signals(&mask);
+    early_dev();
+    open_console();
+    load_modules();
+    heartbeat();
+    char **env = read_lines("/env", default_env);
+    char **cmd = read_lines("/cmd", default_cmd);
+    if (!cmd[0])
+        cmd = default_cmd;
+    enter_root();
+    mount_all();
+    mount_cgroups();
+    loopback_up();
+    int status = reap_until(launch(cmd, env, &mask));
+    say("application exited with status %d", status);
+    restart();
+}
