@@ -171,7 +171,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Print the policy that pins an image."""
-    from alcove.image.describe import describe  # noqa: PLC0415 - only this command needs it
+    from alcove.image.describe import describe_eif as describe  # noqa: PLC0415 - only this command needs it
 
     measurements = describe(arguments.eif)["Measurements"]
     output.result({name: value for name, value in measurements.items() if name.startswith("PCR")})

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from alcove.cli import output
 from alcove.enclave.paths import Paths
+from alcove.errors import UsageError
 from alcove.guest import DEFAULT_CMDLINE, init_binary
 from alcove.image.blobs import Blobs
 from alcove.image.build import BuildRequest, build_enclave
+from alcove.image.sign import load_signer
+from alcove.image.signing import Signer
 from alcove.image.sources.tools_tree import ensure_tools_tree
 from alcove.types import Measurements
 
@@ -24,8 +27,16 @@ def build(arguments: argparse.Namespace) -> Measurements:
         name=arguments.name,
         version=arguments.version,
         metadata=None if arguments.metadata is None else Path(arguments.metadata),
+        signer=_signer(arguments),
     )
     return build_enclave(request, output.say)
+
+
+def _signer(arguments: argparse.Namespace) -> Signer | None:
+    certificate, key = arguments.signing_certificate, arguments.private_key
+    if (certificate is None) != (key is None):
+        raise UsageError("--signing-certificate and --private-key need each other")
+    return None if certificate is None else load_signer(Path(certificate), Path(key))
 
 
 def default_blobs() -> Blobs:

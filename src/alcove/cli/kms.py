@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,13 @@ def _store(parser: argparse.ArgumentParser) -> None:
 
 def _store_path(text: str | None) -> Path:
     if text is None:
-        return Paths.from_environment().state / "kms" / "kms.sqlite"
-    if not text.startswith("sqlite:///") or len(text) == len("sqlite:///"):
-        raise UsageError(f"`{text}` is no store", hint="use sqlite:///PATH")
-    return (
-        Path(text.removeprefix("sqlite://"))
-        if text.startswith("sqlite:////")
-        else Path(text.removeprefix("sqlite:///"))
-    )
+        path = Paths.from_environment().state / "kms" / "kms.sqlite"
+    elif text.startswith("sqlite:///") and len(text) > len("sqlite:///"):
+        path = Path(text.removeprefix("sqlite:///")).absolute()
+    else:
+        raise UsageError(f"`{text}` is no store", hint="use sqlite:///PATH; an absolute path has four slashes")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
 
 
 def _root_key(store: Path) -> Path:
@@ -63,19 +63,15 @@ def _root_key(store: Path) -> Path:
 def add_user(arguments: argparse.Namespace) -> None:
     """Make a user and print its access key, the only time that it is shown."""
     from alcove.kms import users  # noqa: PLC0415 - other commands do not need the KMS
-    from alcove.kms.store import open_store  # noqa: PLC0415
+    from alcove.kms.sqlite_store import open_store  # noqa: PLC0415
 
     path = _store_path(arguments.store)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open_store(path, _root_key(path)) as store:
+    with contextlib.closing(open_store(f"sqlite:///{path}", _root_key(path))) as store:
         user = users.add_user(store, arguments.name, admin=arguments.admin)
-    fields = {
-        "UserArn": user.arn, "AccessKeyId": user.access_key_id, "SecretAccessKey": user.secret_access_key,
-    }  # fmt: skip
     if arguments.json:
-        output.result(fields)
+        output.result(user.to_json())
     else:
-        for name, value in fields.items():
+        for name, value in user.to_json().items():
             output.text(f"{name}: {value}")
 
 
@@ -85,26 +81,20 @@ def serve(arguments: argparse.Namespace) -> None:
     from alcove.kms.server import ServeConfig  # noqa: PLC0415
     from alcove.kms.server import serve as serve_kms  # noqa: PLC0415
 
-    if arguments.workers != 1:
-        raise UsageError("only one worker is supported with an SQLite store", hint="leave --workers out")
-    if (arguments.tls_cert is None) != (arguments.tls_key is None):
-        raise UsageError("--tls-cert and --tls-key need each other")
     host, _, port = arguments.listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"`{arguments.listen}` is no address", hint="use HOST:PORT, such as 127.0.0.1:4599")
     store = _store_path(arguments.store)
-    store.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    serve_kms(
-        ServeConfig(
-            host=host,
-            port=int(port),
-            store=store,
-            root_key=_root_key(store),
-            roots=attest.parse_roots(arguments.root),
-            audit=store.with_suffix(".audit.jsonl"),
-            tls_cert=arguments.tls_cert,
-            tls_key=arguments.tls_key,
-            region=region(),
-        ),
-        output.say,
+    config = ServeConfig(
+        store=f"sqlite:///{store}",
+        root_key=_root_key(store),
+        audit=store.with_suffix(".audit.jsonl"),
+        roots=attest.parse_roots(arguments.root),
+        host=host.strip("[]"),
+        port=int(port),
+        tls_cert=arguments.tls_cert,
+        tls_key=arguments.tls_key,
+        region=region(),
+        workers=arguments.workers,
     )
+    serve_kms(config, ready=lambda url: output.say(f"listening on {url}"))

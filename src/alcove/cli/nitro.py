@@ -106,10 +106,7 @@ def build_enclave(arguments: argparse.Namespace) -> None:
     """``build-enclave``."""
     from alcove.cli.building import build  # noqa: PLC0415 - only this command needs the image room
 
-    output.say("Start building the Enclave Image...")
-    measurements = build(arguments)
-    output.say("Enclave Image successfully created.")
-    output.result({"Measurements": measurements.to_json()})
+    output.result({"Measurements": build(arguments).to_json()})
 
 
 def run_enclave(arguments: argparse.Namespace) -> None:
@@ -214,7 +211,7 @@ def _copy_console(paths: Paths, record: registry.Record, seconds: float | None) 
 
 def describe_eif(arguments: argparse.Namespace) -> None:
     """``describe-eif``."""
-    from alcove.image.describe import describe  # noqa: PLC0415 - only this command needs it
+    from alcove.image.describe import describe_eif as describe  # noqa: PLC0415 - only this command needs it
 
     output.result(describe(Path(arguments.eif_path)))
 

@@ -11,7 +11,6 @@ from alcove.enclave import registry
 from alcove.enclave.config import parse_number
 from alcove.enclave.paths import Paths
 from alcove.errors import UsageError
-from alcove.proxy.vsock_proxy import ProxyConfig, run
 from alcove.types import Port
 
 AWS_ALLOWLIST: Final = "/etc/nitro_enclaves/vsock-proxy.yaml"
@@ -34,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def vsock_proxy(arguments: argparse.Namespace) -> None:
     """Forward until a signal ends it."""
+    from alcove.proxy.vsock_proxy import ProxyConfig, run  # noqa: PLC0415 - asyncio is for this command alone
+
     if parse_number("num_workers", arguments.num_workers) == 0:
         raise UsageError("Number of workers must not be 0")
     paths = Paths.from_environment()

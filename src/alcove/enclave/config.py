@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import PurePath
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from alcove.errors import UsageError
 from alcove.types import Cid
@@ -37,7 +37,7 @@ class RunRequest:
     debug_mode: bool = False
     attach_console: bool = False
     enclave_name: str | None = None
-    accelerator: str = "auto"
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     boot_timeout: float | None = None
 
     def __post_init__(self) -> None:
@@ -126,6 +126,18 @@ def parse_config(text: str) -> RunRequest:
         attach_console=bool(raw.get("attach_console")),
         enclave_name=_typed(raw, "enclave_name", str),
     )
+
+
+def encode_request(request: RunRequest) -> bytes:
+    """A request on its way to the supervisor: one line of JSON."""
+    return json.dumps(asdict(request)).encode() + b"\n"
+
+
+def decode_request(line: bytes) -> RunRequest:
+    """The other end of :func:`encode_request`."""
+    raw = json.loads(line)
+    ids = raw["cpu_ids"]
+    return RunRequest(**(raw | {"cpu_ids": None if ids is None else tuple(ids)}))
 
 
 def _typed(raw: dict[str, Any], key: str, kind: type) -> Any:

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from alcove.enclave import control, registry
-from alcove.enclave.config import RunRequest
+from alcove.enclave.config import RunRequest, encode_request
 from alcove.enclave.paths import Paths
-from alcove.enclave.supervise import encode_request
 from alcove.errors import AlcoveError, MachineError, UsageError
 
 _CONSOLE_READ: Final = 1024  # cli.md §2, as upstream

@@ -13,25 +13,12 @@ import os
 import resource
 import signal
 import sys
-from dataclasses import asdict
 from typing import Any
 
-from alcove.enclave.config import RunRequest
+from alcove.enclave.config import RunRequest, decode_request
 from alcove.enclave.paths import Paths
 from alcove.enclave.supervisor import Supervisor, error_json
 from alcove.errors import AlcoveError, MachineError
-
-
-def encode_request(request: RunRequest) -> bytes:
-    """A request on its way to the supervisor."""
-    return json.dumps(asdict(request)).encode() + b"\n"
-
-
-def decode_request(line: bytes) -> RunRequest:
-    """The other end of :func:`encode_request`."""
-    raw = json.loads(line)
-    ids = raw["cpu_ids"]
-    return RunRequest(**(raw | {"cpu_ids": None if ids is None else tuple(ids)}))
 
 
 async def _boot_while_watched(supervisor: Supervisor) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from alcove.enclave.paths import EnclavePaths, Paths
 from alcove.enclave.pool import load_pool
 from alcove.errors import AlcoveError, MachineError
 from alcove.image.boot import BootFiles, prepare_boot
+from alcove.image.sources.tools_tree import ToolsTree
 from alcove.machine.accelerator import choose_accelerator
 from alcove.machine.process import start
 from alcove.machine.qemu import Qemu, find_qemu
@@ -131,7 +132,7 @@ class Supervisor:
         registry.prepare(self._paths)
         self._image = prepare_boot(Path(self._request.eif_path), staging)
         qemu = find_qemu(self._paths.tools)
-        accelerator, _ = choose_accelerator(qemu, self._request.accelerator, self._paths.state)
+        accelerator = self._accelerator(qemu)
         parent = identity.load_parent(self._paths)
         enclave_id = identity.new_enclave_id(parent.instance_id)
         self._record = self._reserve(enclave_id)
@@ -147,6 +148,16 @@ class Supervisor:
         await control.start()
         self._cleanups.callback(control.close)
         return run_result(self._record)
+
+    def _accelerator(self, qemu: Qemu) -> Accelerator:
+        tools = ToolsTree.load(self._paths.tools)
+        accelerator, _ = choose_accelerator(
+            qemu,
+            self._request.accelerator,
+            kernel=tools.kernel if tools else None,
+            cache=self._paths.state / "accelerator.json",
+        )
+        return accelerator
 
     def _reserve(self, enclave_id: str) -> registry.Record:
         request, image = self._request, self._image
