@@ -6,6 +6,7 @@
         root-key.pem                          0600
         <region>/regional.pem, zonal.pem      0600, each its certificate and its key
         <region>/<instance id>.pem            the same
+        retired/<fingerprint>.pem             0644, certificates of former roots
 
 An authority is renewed together with its key while it still outlives everything that it has to sign. Each file is
 replaced as a whole, so that a certificate and its key never come apart.
@@ -31,7 +32,6 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
 )
 
@@ -93,6 +93,20 @@ class Authority:
             return cls._make(directory, datetime.now(UTC))
 
     @classmethod
+    def rotate(cls, directory: Path, now: datetime | None = None) -> Authority:
+        """A new root in the place of the old one, whose certificate is kept under ``retired/``.
+
+        Verifiers refuse new documents until they trust the new root. Errors as in `load`.
+        """
+        with _locked(directory):
+            old = cls.load(directory)
+            retired = directory / "retired"
+            _make_directory(retired)
+            _write(retired / f"{old.root.hex}.pem", old.root_path.read_bytes(), _PUBLIC)
+            old.root_path.unlink()  # from here on a crash leaves a directory without a root, and `open` makes one
+            return cls._make(directory, now or datetime.now(UTC))
+
+    @classmethod
     def _make(cls, directory: Path, now: datetime) -> Authority:
         root = pki.issue_root(_new_key(), serial=_serial(16), now=now)
         _write(
@@ -125,6 +139,7 @@ class Authority:
         """
         pki.check_instance_id(instance_id)
         pki.check_region(region)
+        self._check_root(now)
         with _locked(self._directory):
             folder = self._directory / region
             _make_directory(folder)
@@ -143,6 +158,15 @@ class Authority:
             )
         chain = (self._root, regional, zonal, instance)
         return ParentIdentity(instance_id, region, tuple(issuer.der for issuer in chain), instance)
+
+    def _check_root(self, now: datetime) -> None:
+        certificate = self._root.certificate
+        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc - pki.REGIONAL_LIFE:
+            start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            raise MachineError(
+                f"the root, valid from {start.isoformat()} to {end.isoformat()}, cannot sign now",
+                hint="look at the machine's clock, or make a new root with `alcove ca rotate`",
+            )
 
     def _regional(self, region: str, now: datetime) -> Issuer:
         return pki.issue_regional(
@@ -209,11 +233,6 @@ def _pem_certificate(issuer: Issuer) -> bytes:
 
 def _pem_key(issuer: Issuer) -> bytes:
     return issuer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _public(key: object) -> bytes:
-    assert isinstance(key, ec.EllipticCurvePublicKey)
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _read_issuer(certificate_path: Path, key_path: Path) -> Issuer:

@@ -95,7 +95,7 @@ def issue_root(key: EllipticCurvePrivateKey, *, serial: int, now: datetime) -> I
     """A self-signed root: an hour back, thirty years ahead, not beyond what UTCTime can say."""
     name = _name((_US, _AMAZON, _AWS, (NameOID.COMMON_NAME, "aws.nitro-enclaves")))
     start = _second(now) - AUTHORITY_BACKDATE
-    builder = _builder(name, name, key.public_key(), serial, start, min(start + ROOT_LIFE, LAST_UTC_TIME))
+    builder = _builder(name, name, key.public_key(), serial, (start, min(start + ROOT_LIFE, LAST_UTC_TIME)))
     builder = _authority(builder, key.public_key(), None, _Shape(path_length=None), None)
     return Issuer(builder.sign(key, SHA384()), key)
 
@@ -106,7 +106,7 @@ def issue_regional(
     """The certificate of a Region; `label` is 16 hexadecimal digits and `crl` a UUID."""
     name = _name((_US, _AMAZON, _AWS, (NameOID.COMMON_NAME, f"{label}.{region}.aws.nitro-enclaves")))
     start = _second(now) - AUTHORITY_BACKDATE
-    builder = _builder(name, root.certificate.subject, key.public_key(), serial, start, start + REGIONAL_LIFE)
+    builder = _builder(name, root.certificate.subject, key.public_key(), serial, (start, start + REGIONAL_LIFE))
     builder = _authority(builder, key.public_key(), root, _Shape(path_length=2), f"http://{_CRL_HOST}/crl/{crl}.crl")
     return Issuer(builder.sign(root.key, SHA384()), key)
 
@@ -119,7 +119,7 @@ def issue_zonal(
     name = _name((common_name, _AWS, _AMAZON, _US, (_STATE, "WA"), _SEATTLE))
     start = _second(now) - AUTHORITY_BACKDATE
     url = f"http://crl-{region}.{_CRL_HOST}/crl/{crl}.crl"
-    builder = _builder(name, regional.certificate.subject, key.public_key(), serial, start, start + ZONAL_LIFE)
+    builder = _builder(name, regional.certificate.subject, key.public_key(), serial, (start, start + ZONAL_LIFE))
     builder = _authority(builder, key.public_key(), regional, _Shape(path_length=1), url)
     return Issuer(builder.sign(regional.key, SHA384()), key)
 
@@ -131,7 +131,7 @@ def issue_instance(
     name = _place(f"{instance_id}.{region}.aws.nitro-enclaves")
     start = _second(now) - INSTANCE_BACKDATE
     shape = _Shape(path_length=0, signs_only_certificates=True, keys_after_usage=True)
-    builder = _builder(name, zonal.certificate.subject, key.public_key(), serial, start, start + INSTANCE_LIFE)
+    builder = _builder(name, zonal.certificate.subject, key.public_key(), serial, (start, start + INSTANCE_LIFE))
     return Issuer(_authority(builder, key.public_key(), zonal, shape, None).sign(zonal.key, SHA384()), key)
 
 
@@ -149,7 +149,7 @@ def issue_leaf(
     start = issued - LEAF_BACKDATE
     name = _place(f"{enclave_id}.{region}.aws")
     builder = (
-        _builder(name, instance.certificate.subject, public_key, serial, start, start + LEAF_LIFE)
+        _builder(name, instance.certificate.subject, public_key, serial, (start, start + LEAF_LIFE))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True, content_commitment=True), critical=False)
     )
@@ -174,16 +174,15 @@ def _builder(
     issuer: x509.Name,
     key: EllipticCurvePublicKey,
     serial: int,
-    not_before: datetime,
-    not_after: datetime,
+    validity: tuple[datetime, datetime],
 ) -> x509.CertificateBuilder:
     return x509.CertificateBuilder(
         issuer_name=issuer,
         subject_name=subject,
         public_key=key,
         serial_number=serial,
-        not_valid_before=not_before,
-        not_valid_after=not_after,
+        not_valid_before=validity[0],
+        not_valid_after=validity[1],
     )
 
 

@@ -7,7 +7,7 @@ Core: a document, roots, a policy and a time in; a `VerifiedAttestation` out, or
  3. Check the four parts: ES384 in `protected`, sizes of payload, signature.  (same)
  4. Decode the payload: one map with text keys, each at most once.            (same)
  5. Check types and limits of all nine fields.                                (same)
- 6. Parse every certificate strictly.                                         (`certificate.parse_certificate`)
+ 6. Parse every certificate strictly.                                         (`chain.parse_entry`)
  7. Trust anchor: `cabundle[0]` is byte for byte a pinned root.
  8. Links: each certificate names and is signed by the one before it, from the root to the leaf.
  9. Validity: every certificate, the root included, is valid at the chosen time, both ends included.
@@ -26,11 +26,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timedelta
-from itertools import pairwise
 from typing import ClassVar, Final
 
 from cryptography import x509
@@ -40,16 +38,17 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from alcove.attestation.certificate import Certificate, parse_certificate
+from alcove.attestation.certificate import Certificate
+from alcove.attestation.chain import ChainCache, check_validity, parse_entry, verified_chain
 from alcove.attestation.document import AttestationDocument, open_document
 from alcove.attestation.policy import Policy
 from alcove.codec import cose
 from alcove.errors import AttestationError, PolicyError
 
 FORM_STEPS: Final = 6  # a failure up to this step is about form: the document cannot be parsed
-MAX_CHAIN: Final = 10  # attestation.md §6: certificates from root to leaf; the platform has five
 MAX_SKEW: Final = timedelta(seconds=60)  # kms.md §5.3: tolerance for clocks that differ
-DEFAULT_CACHE_SIZE: Final = 256
+
+__all__ = ["FORM_STEPS", "MAX_SKEW", "ChainCache", "Root", "VerifiedAttestation", "verify"]
 
 _SEAL: Final = object()
 
@@ -110,35 +109,6 @@ class VerifiedAttestation:
             raise TypeError("only verify() makes a VerifiedAttestation")
 
 
-class ChainCache:
-    """Chains whose links and constraints hold (steps 6, 8, 10), the least recently used dropped first.
-
-    The key is the chain itself. What depends on the call, trust, time and the document, is never cached.
-    """
-
-    __slots__ = ("_chains", "_size")
-
-    def __init__(self, size: int = DEFAULT_CACHE_SIZE) -> None:
-        self._chains: OrderedDict[tuple[bytes, ...], tuple[Certificate, ...]] = OrderedDict()
-        self._size = size
-
-    def get(self, key: tuple[bytes, ...]) -> tuple[Certificate, ...] | None:
-        """The parsed chain under `key`, when its links were verified."""
-        chain = self._chains.pop(key, None)  # out and in again: atomic steps, so threads may share a cache
-        if chain is not None:
-            self._chains[key] = chain
-        return chain
-
-    def put(self, key: tuple[bytes, ...], chain: tuple[Certificate, ...]) -> None:
-        """Keep a chain whose links were verified."""
-        self._chains[key] = chain
-        while len(self._chains) > self._size:
-            self._chains.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._chains)
-
-
 def verify(
     document: bytes,
     *,
@@ -174,10 +144,10 @@ def verify(
     time = claims.timestamp if at is None else at
     # 6., 7., 8. and 10. Who says so.
     root = _trusted_root(claims.cabundle[0], roots)
-    chain = _verified_chain(claims, cache)
+    chain = verified_chain(claims.cabundle, claims.certificate, cache)
     # 9. Every certificate is valid at the chosen time.
     for certificate in chain:
-        _check_validity(certificate, time)
+        check_validity(certificate, time)
     # 11. The leaf's key made the signature.
     _check_signature(sign1, chain[-1])
     # 12. The document's own time.
@@ -196,99 +166,12 @@ def _trusted_root(first: bytes, roots: Sequence[Root]) -> Root:
     for root in roots:
         if root.fingerprint == fingerprint:
             return root
-    _parse(first, "cabundle[0]")  # a root that is no certificate fails as step 6
+    parse_entry(first, "cabundle[0]")  # a root that is no certificate fails as step 6
     raise AttestationError(
         f"the chain begins at the root sha256:{fingerprint.hex()}, which is not trusted",
         step=7,
         hint="if that is the root you mean, name it as a trusted root",
     )
-
-
-def _verified_chain(claims: AttestationDocument, cache: ChainCache | None) -> tuple[Certificate, ...]:
-    cabundle = claims.cabundle
-    if len(cabundle) >= MAX_CHAIN:
-        raise AttestationError(f"a chain of {len(cabundle) + 1} certificates; {MAX_CHAIN} are allowed", step=8)
-    cache = ChainCache() if cache is None else cache
-    key = (*cabundle, claims.certificate)
-    chain = cache.get(key)
-    if chain is not None:
-        return chain
-    # A leaf lives for hours and the authorities above it for a day at least: they are kept for themselves, too.
-    # The empty entry keeps the two sorts of key apart.
-    authorities = cache.get((*cabundle, b""))
-    # 6. Strict parsing.
-    parsed = authorities or tuple(_parse(entry, f"cabundle[{index}]") for index, entry in enumerate(cabundle))
-    leaf = _parse(claims.certificate, "certificate")
-    # 8. and 10.
-    if authorities is None:
-        for parent, child in pairwise(parsed):
-            _check_link(parent, child)
-        for index, certificate in enumerate(parsed):
-            _check_authority(certificate, below=len(parsed) - 1 - index)
-        cache.put((*cabundle, b""), parsed)
-    _check_link(parsed[-1], leaf)
-    _check_leaf(leaf)
-    cache.put(key, (*parsed, leaf))
-    return (*parsed, leaf)
-
-
-def _parse(data: bytes, name: str) -> Certificate:
-    # 6. Strict parsing.
-    try:
-        return parse_certificate(data)
-    except ValueError as error:
-        raise AttestationError(f"{name}: {error}", step=6) from error
-
-
-def _check_link(parent: Certificate, child: Certificate) -> None:
-    # 8. Name and signature.
-    if not child.is_signed_by(parent):
-        raise AttestationError(f"{child.common_name} was not issued by {parent.common_name}", step=8)
-
-
-def _check_validity(certificate: Certificate, time: datetime) -> None:
-    # 9. Both ends included.
-    if time < certificate.not_before:
-        raise AttestationError(
-            f"{certificate.common_name} is not valid before {certificate.not_before.isoformat()}", step=9
-        )
-    if time > certificate.not_after:
-        raise AttestationError(
-            f"{certificate.common_name} expired at {certificate.not_after.isoformat()}",
-            step=9,
-            hint="leaves live for three hours; an archived document is checked at its own time",
-        )
-
-
-def _check_authority(certificate: Certificate, *, below: int) -> None:
-    # 10. `below` counts the authorities under this one.
-    constraints = certificate.basic_constraints
-    if constraints is None or not constraints.critical or not constraints.is_authority:
-        raise _unfit(certificate, "is no certificate authority")
-    if constraints.path_length is not None and below > constraints.path_length:
-        raise _unfit(certificate, f"allows {constraints.path_length} authorities below it and has {below}")
-    if not certificate.signs_certificates:
-        raise _unfit(certificate, "may not sign certificates")
-    _check_critical(certificate)
-
-
-def _check_leaf(certificate: Certificate) -> None:
-    # 10. The leaf signs data and nothing else.
-    constraints = certificate.basic_constraints
-    if constraints is None or constraints.is_authority:
-        raise _unfit(certificate, "does not say that it is no certificate authority")
-    if not certificate.signs_data:
-        raise _unfit(certificate, "may not sign data")
-    _check_critical(certificate)
-
-
-def _check_critical(certificate: Certificate) -> None:
-    if certificate.unknown_critical:
-        raise _unfit(certificate, f"has an unknown critical extension {certificate.unknown_critical[0]}")
-
-
-def _unfit(certificate: Certificate, message: str) -> AttestationError:
-    return AttestationError(f"{certificate.common_name} {message}", step=10)
 
 
 def _check_signature(sign1: cose.Sign1, leaf: Certificate) -> None:

@@ -1,0 +1,144 @@
+"""The chain from a trusted root to the leaf: steps 6, 8, 9 and 10 of the recipe in `verify`.
+
+Core: DER in, a verified chain out.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from datetime import datetime
+from itertools import pairwise
+from typing import Final
+
+from alcove.attestation.certificate import Certificate, parse_certificate
+from alcove.errors import AttestationError
+
+MAX_CHAIN: Final = 10  # attestation.md §6: certificates from root to leaf; the platform has five
+DEFAULT_CACHE_SIZE: Final = 256
+
+
+class ChainCache:
+    """Chains whose links and constraints hold (steps 6, 8, 10), the least recently used dropped first.
+
+    The key is the chain itself. What depends on the call, trust, time and the document, is never cached.
+    """
+
+    __slots__ = ("_chains", "_size")
+
+    def __init__(self, size: int = DEFAULT_CACHE_SIZE) -> None:
+        self._chains: OrderedDict[tuple[bytes, ...], tuple[Certificate, ...]] = OrderedDict()
+        self._size = size
+
+    def get(self, key: tuple[bytes, ...]) -> tuple[Certificate, ...] | None:
+        """The parsed chain under `key`, when its links were verified."""
+        chain = self._chains.pop(key, None)  # out and in again: atomic steps, so threads may share a cache
+        if chain is not None:
+            self._chains[key] = chain
+        return chain
+
+    def put(self, key: tuple[bytes, ...], chain: tuple[Certificate, ...]) -> None:
+        """Keep a chain whose links were verified."""
+        self._chains[key] = chain
+        while len(self._chains) > self._size:
+            self._chains.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._chains)
+
+
+def verified_chain(
+    cabundle: tuple[bytes, ...], certificate: bytes, cache: ChainCache | None = None
+) -> tuple[Certificate, ...]:
+    """Steps 6, 8 and 10: the parsed chain, root first and leaf last, every link and constraint of which holds.
+
+    Args:
+        cabundle: DER of the authorities, the first one trusted by the caller.
+        certificate: DER of the leaf.
+        cache: Verified chains to reuse and add to.
+
+    Raises:
+        AttestationError: A certificate, a link or a constraint is wrong.
+    """
+    if len(cabundle) >= MAX_CHAIN:
+        raise AttestationError(f"a chain of {len(cabundle) + 1} certificates; {MAX_CHAIN} are allowed", step=8)
+    cache = ChainCache() if cache is None else cache
+    key = (*cabundle, certificate)
+    chain = cache.get(key)
+    if chain is not None:
+        return chain
+    # A leaf lives for hours and the authorities above it for a day at least: they are kept for themselves, too.
+    # The empty entry keeps the two sorts of key apart.
+    authorities = cache.get((*cabundle, b""))
+    # 6. Strict parsing.
+    parsed = authorities or tuple(parse_entry(entry, f"cabundle[{index}]") for index, entry in enumerate(cabundle))
+    leaf = parse_entry(certificate, "certificate")
+    # 8. and 10.
+    if authorities is None:
+        for parent, child in pairwise(parsed):
+            _check_link(parent, child)
+        for index, authority in enumerate(parsed):
+            _check_authority(authority, below=len(parsed) - 1 - index)
+        cache.put((*cabundle, b""), parsed)
+    _check_link(parsed[-1], leaf)
+    _check_leaf(leaf)
+    cache.put(key, (*parsed, leaf))
+    return (*parsed, leaf)
+
+
+def parse_entry(data: bytes, name: str) -> Certificate:
+    """Step 6: one certificate of a document; AttestationError when it is none."""
+    try:
+        return parse_certificate(data)
+    except ValueError as error:
+        raise AttestationError(f"{name}: {error}", step=6) from error
+
+
+def _check_link(parent: Certificate, child: Certificate) -> None:
+    # 8. Name and signature.
+    if not child.is_signed_by(parent):
+        raise AttestationError(f"{child.common_name} was not issued by {parent.common_name}", step=8)
+
+
+def check_validity(certificate: Certificate, time: datetime) -> None:
+    """Step 9: `certificate` is valid at `time`, both ends included; AttestationError otherwise."""
+    if time < certificate.not_before:
+        raise AttestationError(
+            f"{certificate.common_name} is not valid before {certificate.not_before.isoformat()}", step=9
+        )
+    if time > certificate.not_after:
+        raise AttestationError(
+            f"{certificate.common_name} expired at {certificate.not_after.isoformat()}",
+            step=9,
+            hint="leaves live for three hours; an archived document is checked at its own time",
+        )
+
+
+def _check_authority(certificate: Certificate, *, below: int) -> None:
+    # 10. `below` counts the authorities under this one.
+    constraints = certificate.basic_constraints
+    if constraints is None or not constraints.critical or not constraints.is_authority:
+        raise _unfit(certificate, "is no certificate authority")
+    if constraints.path_length is not None and below > constraints.path_length:
+        raise _unfit(certificate, f"allows {constraints.path_length} authorities below it and has {below}")
+    if not certificate.signs_certificates:
+        raise _unfit(certificate, "may not sign certificates")
+    _check_critical(certificate)
+
+
+def _check_leaf(certificate: Certificate) -> None:
+    # 10. The leaf signs data and nothing else.
+    constraints = certificate.basic_constraints
+    if constraints is None or constraints.is_authority:
+        raise _unfit(certificate, "does not say that it is no certificate authority")
+    if not certificate.signs_data:
+        raise _unfit(certificate, "may not sign data")
+    _check_critical(certificate)
+
+
+def _check_critical(certificate: Certificate) -> None:
+    if certificate.unknown_critical:
+        raise _unfit(certificate, f"has an unknown critical extension {certificate.unknown_critical[0]}")
+
+
+def _unfit(certificate: Certificate, message: str) -> AttestationError:
+    return AttestationError(f"{certificate.common_name} {message}", step=10)
