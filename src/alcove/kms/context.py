@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from alcove.kms.call import Call
+from alcove.kms.errors import validation
 from alcove.kms.keys import SYMMETRIC, Realm
 from alcove.kms.policy.text import Value
 
@@ -86,11 +87,10 @@ def _of_operation(call: Call) -> dict[str, Value]:
 
 
 def _encryption_context(pairs: dict[str, Any]) -> dict[str, Value]:
-    """Names are compared without case (§6.1), so two names that differ in case alone become one many-valued key."""
-    values: dict[str, list[str]] = {}
-    for name, value in pairs.items():
-        values.setdefault(f"kms:encryptioncontext:{name.lower()}", []).append(value)
-    context: dict[str, Value] = {name: v[0] if len(v) == 1 else tuple(v) for name, v in values.items()}
+    """Policies compare names without case (§6.1): two names that differ in case alone could hide one from a Deny."""
+    context: dict[str, Value] = {f"kms:encryptioncontext:{name.lower()}": value for name, value in pairs.items()}
+    if len(context) != len(pairs):
+        raise validation("EncryptionContext has keys that differ in letter case alone")
     return context | ({"kms:encryptioncontextkeys": tuple(pairs)} if pairs else {})
 
 

@@ -26,7 +26,7 @@ from alcove.kms import blob, sigv4
 from alcove.kms.attest import Recipient, check_recipient
 from alcove.kms.call import Call, Identity, Peer, Tools
 from alcove.kms.context import request_context
-from alcove.kms.errors import KmsError, unsupported
+from alcove.kms.errors import KmsError, unsupported, validation
 from alcove.kms.keys import Key, check_state, no_such_key, parse_key_id
 from alcove.kms.model import TARGET_PREFIX, Model
 from alcove.kms.operations.table import OPERATIONS, Operation, Source
@@ -37,6 +37,9 @@ from alcove.kms.policy.principals import Caller
 from alcove.kms.record import Trail
 from alcove.kms.store import AccessKey
 
+_NO_CIPHERTEXT = (
+    "1 validation error detected: Value null at 'ciphertextBlob' failed to satisfy constraint: Member must not be null"
+)
 _NO_USABLE_KEY = (
     "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are "
     "not allowed to access."
@@ -84,6 +87,9 @@ class Service:
         try:
             return Answer(200, self._handle(request, peer, request_id), request_id)
         except KmsError as error:
+            return Answer(error.status, error.body(), request_id)
+        except Exception:  # noqa: BLE001 - the store failed before there was a record to write it in
+            error = KmsError("KMSInternalException", "The request could not be served.")
             return Answer(error.status, error.body(), request_id)
 
     def _handle(self, request: sigv4.SignedRequest, peer: Peer, request_id: str) -> bytes:
@@ -152,7 +158,9 @@ class Service:
         if row.source is Source.NONE:
             return None
         if row.source is Source.BLOB and "CiphertextBlob" not in params:
-            raise unsupported("a dry run without its ciphertext is not served")
+            if params.get("DryRun"):
+                raise unsupported("a dry run without its ciphertext is not served")
+            raise validation(_NO_CIPHERTEXT)
         if row.source is Source.BLOB and "KeyId" not in params:
             return self._key_of_blob(params["CiphertextBlob"])
         key_id = parse_key_id(params["KeyId"], self._tools.realm)
