@@ -89,8 +89,8 @@ class Service:
         except KmsError as error:
             return Answer(error.status, error.body(), request_id)
         except Exception:  # noqa: BLE001 - the store failed before there was a record to write it in
-            error = KmsError("KMSInternalException", "The request could not be served.")
-            return Answer(error.status, error.body(), request_id)
+            fault = KmsError("KMSInternalException", "The request could not be served.")
+            return Answer(fault.status, fault.body(), request_id)
 
     def _handle(self, request: sigv4.SignedRequest, peer: Peer, request_id: str) -> bytes:
         now = self._clock()
