@@ -1,0 +1,1 @@
+"""What the guest sees: NSM and vsock, served to QEMU over vhost-user, outside QEMU."""

@@ -1,0 +1,1 @@
+"""The Nitro Security Module: its messages, its registers and its virtio queue."""

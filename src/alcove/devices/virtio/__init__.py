@@ -1,0 +1,1 @@
+"""Virtqueues in memory that a hostile guest shares."""

@@ -1,0 +1,1 @@
+"""virtio-vsock: streams between the guest and Unix sockets of the parent."""

@@ -1,0 +1,339 @@
+"""All vsock connections of one guest (devices.md §5).
+
+Core: headers and host events in, events and headers out. Payloads never pass through here.
+
+Rules:
+
+1. Only packets from the guest's own CID count; others are dropped. The parent is CID 2 and CID 3, and answers from the
+   one that was addressed; any other destination, and any type but stream, is refused with RST (§5.4 rule 7, §5.5).
+2. A packet for an unknown connection is refused with RST; an RST is never answered.
+3. Control packets wait in their own queue and go before data. Counters are filled in when a packet leaves.
+4. The guest can make this queue grow; a caller stops taking its packets while `backlog_full`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from alcove.devices.vsock.connection import Connection, Input, Key, State
+from alcove.devices.vsock.packet import STREAM, Header, Op, Shutdown
+from alcove.errors import ProtocolError
+from alcove.types import HOST_CID, PARENT_CID, Cid, Port
+
+MAX_CONNECTIONS: Final = 1023  # §5.3, as Firecracker
+MAX_BACKLOG: Final = 256  # control packets; more than any guest makes us queue while it offers buffers
+_FIRST_LOCAL_PORT: Final = 1 << 30  # §5.6: [2³⁰, 2³¹), round robin
+_LOCAL_PORTS: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """The guest wants a connection to a port of the parent: answer with `connected` or `failed`."""
+
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The guest accepted a connection from the host."""
+
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The packet's payload is for the host; `forwarded` is to follow."""
+
+    connection: Connection
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuestEnded:
+    """The guest sends no more: tell the host after everything before it."""
+
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class GuestDeaf:
+    """The guest takes no more: read no more from the host."""
+
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """The guest closed: flush to the host, then call `flushed`."""
+
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The guest's counters arrived: more may be sent now."""
+
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The connection is over; what the guest sent before still belongs to the host."""
+
+    connection: Connection
+
+
+Event = Dial | Accepted | Data | GuestEnded | GuestDeaf | Closing | Progress | Gone
+
+
+@dataclass(frozen=True, slots=True)
+class _Control:
+    key: Key
+    op: Op
+    flags: int = 0
+    connection: Connection | None = None
+    type: int = STREAM
+
+
+class Muxer:
+    """The connections of the guest with this CID."""
+
+    def __init__(self, cid: Cid) -> None:
+        self._cid = cid
+        self._connections: dict[Key, Connection] = {}
+        self._control: deque[_Control] = deque()
+        self._next_port = 0
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    @property
+    def control_waits(self) -> bool:
+        """Whether `next_control` may have something."""
+        return bool(self._control)
+
+    @property
+    def backlog_full(self) -> bool:
+        """Take no packet from the guest until it has taken some of ours."""
+        return len(self._control) >= MAX_BACKLOG
+
+    def receive(self, header: Header, available: int) -> Iterator[Event]:
+        """Take a packet from the guest.
+
+        Args:
+            header: Its header.
+            available: Bytes that follow the header in its buffers.
+        """
+        if header.src_cid != self._cid:
+            return
+        key = Key(header.dst_cid, header.dst_port, header.src_port)
+        if header.type != STREAM or header.dst_cid not in (HOST_CID, PARENT_CID):
+            self._refuse(key, header)
+            return
+        connection = self._connections.get(key)
+        if header.op == Op.REQUEST:
+            yield from self._request(key, header)
+        elif connection is None:
+            self._refuse(key, header)
+        else:
+            yield from self._packet(connection, header, available)
+
+    def open(self, port: Port) -> Connection:
+        """Ask the guest for a connection to one of its ports.
+
+        Raises:
+            ProtocolError: There are too many connections.
+        """
+        if len(self._connections) >= MAX_CONNECTIONS:
+            raise ProtocolError(f"vsock: {MAX_CONNECTIONS} connections are open")
+        while True:
+            key = Key(PARENT_CID, _FIRST_LOCAL_PORT + self._next_port, port)
+            self._next_port = (self._next_port + 1) % _LOCAL_PORTS
+            if key not in self._connections:
+                break
+        connection = self._connections[key] = Connection(key, State.OFFERED)
+        self._queue(connection, Op.REQUEST)
+        return connection
+
+    def connected(self, connection: Connection) -> None:
+        """The host took the guest's connection."""
+        connection.step(Input.HOST_CONNECTED)
+        self._queue(connection, Op.RESPONSE)
+
+    def ended(self, connection: Connection) -> None:
+        """The host sends no more, and all it sent has left."""
+        connection.step(Input.HOST_ENDED)
+        self._shut(connection, Shutdown.SEND)
+
+    def deaf(self, connection: Connection) -> None:
+        """The host takes no more."""
+        connection.step(Input.HOST_DEAF)
+        self._shut(connection, Shutdown.RCV)
+
+    def failed(self, connection: Connection) -> None:
+        """The host refused the connection or broke it."""
+        self._close(connection, Input.HOST_FAILED)
+
+    def flushed(self, connection: Connection) -> None:
+        """All that the guest sent before it closed is with the host: RST frees the guest's port at once (§5.4)."""
+        self._close(connection, Input.FLUSHED)
+
+    def timed_out(self, connection: Connection) -> None:
+        """The guest did not answer. A request that never left is taken back instead of reset."""
+        request = next((c for c in self._control if c.connection is connection and c.op == Op.REQUEST), None)
+        if request is None:
+            self._close(connection, Input.TIMED_OUT)
+        else:
+            self._control.remove(request)
+            self._forget(connection, Input.TIMED_OUT)
+
+    def forwarded(self, connection: Connection, length: int) -> None:
+        """The host took `length` bytes of the guest's data."""
+        connection.credit.forward(length)
+        if connection.state is State.OPEN and connection.credit.update_due():
+            self._queue_once(connection, Op.CREDIT_UPDATE)
+
+    def ask_for_credit(self, connection: Connection) -> None:
+        """Ask the guest for its counters."""
+        self._queue_once(connection, Op.CREDIT_REQUEST)
+
+    def next_control(self) -> Header | None:
+        """The next control packet; taking it means that it leaves."""
+        while self._control:
+            control = self._control.popleft()
+            connection = control.connection
+            if connection is not None and connection.state is State.CLOSED and control.op != Op.RST:
+                continue
+            return self._header(control, connection)
+        return None
+
+    def data_header(self, connection: Connection, length: int) -> Header:
+        """The header of a data packet that leaves now; `length` is within the allowance."""
+        connection.credit.send(length)
+        return self._header(_Control(connection.key, Op.RW), connection, length)
+
+    def reset(self) -> None:
+        """The guest started anew: nothing of before is left."""
+        for connection in self._connections.values():
+            connection.state = State.CLOSED
+        self._connections.clear()
+        self._control.clear()
+
+    def _request(self, key: Key, header: Header) -> Iterator[Event]:
+        old = self._connections.get(key)
+        if old is not None:  # §5.4 rule 8
+            self._forget(old, Input.GUEST_RESET)
+            yield Gone(old)
+        # an answer to an earlier attempt would be taken for the answer to this one
+        self._control = deque(control for control in self._control if control.key != key)
+        if len(self._connections) >= MAX_CONNECTIONS:
+            self._refuse(key, header)
+            return
+        connection = self._connections[key] = Connection(key, State.DIALLING)
+        connection.credit.learn(header.buf_alloc, header.fwd_cnt)
+        yield Dial(connection)
+
+    def _packet(self, connection: Connection, header: Header, available: int) -> Iterator[Event]:
+        connection.credit.learn(header.buf_alloc, header.fwd_cnt)
+        try:
+            yield from self._act(connection, header, available)
+        except ProtocolError:
+            self._close(connection, Input.TIMED_OUT)
+            yield Gone(connection)
+            return
+        if connection.state is State.OPEN:
+            yield Progress(connection)
+
+    def _act(self, connection: Connection, header: Header, available: int) -> Iterator[Event]:
+        match header.op:
+            case Op.RW:
+                yield self._data(connection, header.length, available)
+            case Op.RESPONSE:
+                connection.step(Input.GUEST_ACCEPTED)
+                yield Accepted(connection)
+            case Op.CREDIT_UPDATE:
+                connection.step(Input.GUEST_CREDIT)
+            case Op.CREDIT_REQUEST:
+                connection.step(Input.GUEST_CREDIT)
+                self._queue_once(connection, Op.CREDIT_UPDATE)
+            case Op.SHUTDOWN:
+                yield from self._shutdown(connection, Shutdown(header.flags & Shutdown.BOTH))
+            case Op.RST:
+                self._forget(connection, Input.GUEST_RESET)
+                yield Gone(connection)
+            case _:  # INVALID and what is not defined: drop (§5.1)
+                pass
+
+    def _data(self, connection: Connection, length: int, available: int) -> Event:
+        connection.step(Input.GUEST_DATA)
+        if length > available:
+            raise ProtocolError(f"vsock: a packet of {length} bytes in a buffer of {available}")
+        if connection.guest_shutdown & Shutdown.SEND:
+            raise ProtocolError("vsock: data after the end of data")
+        if not connection.credit.receive(length):
+            raise ProtocolError("vsock: more data than there is credit for")
+        return Data(connection, length)
+
+    def _shutdown(self, connection: Connection, flags: Shutdown) -> Iterator[Event]:
+        new = flags & ~connection.guest_shutdown
+        connection.guest_shutdown |= flags
+        was_open = connection.state is State.OPEN
+        if connection.guest_shutdown == Shutdown.BOTH:
+            connection.step(Input.GUEST_CLOSED)
+            if was_open:
+                yield Closing(connection)
+            return
+        connection.step(Input.GUEST_HALF_CLOSED)
+        if new & Shutdown.SEND:
+            yield GuestEnded(connection)
+            self._shut(connection, Shutdown.NONE)
+        if new & Shutdown.RCV:
+            yield GuestDeaf(connection)
+
+    def _shut(self, connection: Connection, flags: Shutdown) -> None:
+        """Tell the guest what the host has ended; both flags when nothing is left to come either way."""
+        flags |= connection.host_shutdown
+        if connection.guest_shutdown & Shutdown.SEND and flags & Shutdown.SEND:
+            flags = Shutdown.BOTH
+        if flags != connection.host_shutdown and connection.state is State.OPEN:
+            connection.host_shutdown = flags
+            self._queue(connection, Op.SHUTDOWN, flags)
+
+    def _refuse(self, key: Key, header: Header) -> None:
+        if header.op != Op.RST:
+            self._control.append(_Control(key, Op.RST, type=header.type))
+
+    def _close(self, connection: Connection, happened: Input) -> None:
+        self._forget(connection, happened)
+        self._queue(connection, Op.RST)
+
+    def _forget(self, connection: Connection, happened: Input) -> None:
+        connection.step(happened)
+        if self._connections.get(connection.key) is connection:
+            del self._connections[connection.key]
+
+    def _queue(self, connection: Connection, op: Op, flags: int = 0) -> None:
+        self._control.append(_Control(connection.key, op, flags, connection))
+
+    def _queue_once(self, connection: Connection, op: Op) -> None:
+        if not any(c.connection is connection and c.op == op for c in self._control):
+            self._queue(connection, op)
+
+    def _header(self, control: _Control, connection: Connection | None, length: int = 0) -> Header:
+        buf_alloc, fwd_cnt = connection.credit.stamp() if connection is not None else (0, 0)
+        key = control.key
+        return Header(
+            src_cid=key.host_cid,
+            dst_cid=self._cid,
+            src_port=key.host_port,
+            dst_port=key.guest_port,
+            length=length,
+            type=control.type,
+            op=control.op,
+            flags=control.flags,
+            buf_alloc=buf_alloc,
+            fwd_cnt=fwd_cnt,
+        )
