@@ -1,0 +1,134 @@
+"""The metadata section (eif.md §4): compact JSON with nitro-cli's keys in nitro-cli's order.
+
+Core: values in, bytes out; bytes in, values out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from alcove.errors import ImageFormatError, UsageError
+
+MAX_CUSTOM: Final = 4096  # eif.md §4: bytes of a --metadata file
+UNKNOWN: Final = "Unknown"
+_TRANSPORT: Final = re.compile(r"(docker-daemon|docker-archive|oci-archive|oci|dir|containers-storage):|docker://")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildMetadata:
+    """Who built the image, when, and around which kernel; `build_time` is RFC 3339 text."""
+
+    build_time: str
+    build_tool: str
+    build_tool_version: str
+    operating_system: str = UNKNOWN
+    kernel_version: str = UNKNOWN
+
+    def to_json(self) -> dict[str, str]:
+        """The object as it stands in the section."""
+        return {
+            "BuildTime": self.build_time,
+            "BuildTool": self.build_tool,
+            "BuildToolVersion": self.build_tool_version,
+            "OperatingSystem": self.operating_system,
+            "KernelVersion": self.kernel_version,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMetadata:
+    """The content of a metadata section; `custom` is a JSON object or None."""
+
+    name: str
+    version: str
+    build: Mapping[str, Any]
+    docker_info: Any
+    custom: Mapping[str, Any] | None
+
+    def pack(self) -> bytes:
+        """The section's data."""
+        fields = {
+            "ImageName": self.name,
+            "ImageVersion": self.version,
+            "BuildMetadata": dict(self.build),
+            "DockerInfo": self.docker_info,
+            "CustomMetadata": None if self.custom is None else dict(self.custom),
+        }
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def describe(self) -> dict[str, Any]:
+        """The `Metadata` object of describe-eif: build, container and custom keys in one level (eif.md §4)."""
+        return {**self.build, "DockerInfo": self.docker_info, **(self.custom or {})}
+
+
+def parse_metadata(data: bytes) -> ImageMetadata:
+    """The metadata in a section's data.
+
+    Raises:
+        ImageFormatError: When it is not JSON, or keys are missing or of another type.
+    """
+    try:
+        item = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ImageFormatError("not JSON", field="metadata") from None
+    if not isinstance(item, dict):
+        raise ImageFormatError("not a JSON object", field="metadata")
+    for key in ("ImageName", "ImageVersion", "BuildMetadata", "DockerInfo", "CustomMetadata"):
+        if key not in item:
+            raise ImageFormatError(f"{key} is missing", field="metadata")
+    name, version, build, custom = (
+        item[key] for key in ("ImageName", "ImageVersion", "BuildMetadata", "CustomMetadata")
+    )
+    if not isinstance(name, str) or not isinstance(version, str):
+        raise ImageFormatError("ImageName and ImageVersion are texts", field="metadata")
+    if not isinstance(build, dict) or not isinstance(custom, dict | None):
+        raise ImageFormatError("BuildMetadata and CustomMetadata are objects", field="metadata")
+    return ImageMetadata(name, version, build, item["DockerInfo"], custom)
+
+
+def parse_custom(data: bytes) -> dict[str, Any] | None:
+    """The content of a --metadata file.
+
+    Raises:
+        UsageError: When it is too long, or neither a JSON object nor null.
+    """
+    hint = f"give a file with a JSON object of at most {MAX_CUSTOM} bytes"
+    if len(data) > MAX_CUSTOM:
+        raise UsageError(f"the metadata file holds more than {MAX_CUSTOM} bytes", hint=hint, code="E48")
+    try:
+        item = json.loads(data)
+    except (ValueError, RecursionError):
+        raise UsageError("the metadata file is not JSON", hint=hint, code="E48") from None
+    if item is not None and not isinstance(item, dict):
+        raise UsageError("the metadata file does not hold a JSON object", hint=hint, code="E48")
+    return item
+
+
+def kernel_identity(config: str) -> tuple[str, str]:
+    """Operating system and version of a kernel, from line 3 of its configuration.
+
+    `# Linux/x86_64 4.14.256-209.484.amzn2.x86_64 Kernel Configuration` gives `Linux` and `4.14.256`.
+    """
+    lines = config.splitlines()
+    words = re.split(r"[ /-]", lines[2]) if len(lines) > 2 else []
+    return _word(words, 1), _word(words, 3)
+
+
+def _word(words: list[str], index: int) -> str:
+    return words[index] if len(words) > index and words[index] else UNKNOWN
+
+
+def default_image_name(uri: str) -> str:
+    """The image's name when none is given: the reference up to its first colon, as in nitro-cli.
+
+    A reference with a transport (`oci:/images/app.tar`) has no precedent there; its last path component is taken.
+    """
+    match = _TRANSPORT.match(uri)
+    if match is None:
+        return uri.split(":", 1)[0]
+    rest = uri[match.end() :].rstrip("/")
+    return rest.rsplit("/", 1)[-1].split(":", 1)[0].split("@", 1)[0] or rest

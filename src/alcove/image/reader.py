@@ -1,0 +1,207 @@
+"""Reads an image without trusting a byte of it: every offset and size is held against the file's length first.
+
+What is refused, and what other readers do instead, is the table in eif.md §6. In order:
+
+1. the header: magic, version, number of sections
+2. every section header: where the header's array says, its size the one in the array (§8 trap 1 excepted)
+3. sections neither overlap nor leave gaps (gaps pass when `lenient`), and end with the file
+4. one kernel, one command line, at most one signature and metadata section; ramdisks after the kernel
+5. limits: a signature from version 3, of 32768 bytes at most; metadata from version 4
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Final
+
+from alcove.errors import ImageFormatError
+from alcove.image.format import (
+    CRC_OFFSET,
+    HEADER_SIZE,
+    MAX_OFFSET,
+    MAX_SIGNATURE,
+    SECTION_HEADER_SIZE,
+    EifHeader,
+    SectionHeader,
+    SectionType,
+)
+from alcove.image.measure import Measurer, crc32
+
+CHUNK: Final = 1 << 20
+MAX_CMDLINE: Final = 65536  # ours; Linux takes 2048 (COMMAND_LINE_SIZE), and a command line is read into memory
+MAX_METADATA: Final = 16 << 20  # ours; metadata is read into memory
+
+_AT_MOST: Final = {
+    SectionType.CMDLINE: MAX_CMDLINE,
+    SectionType.SIGNATURE: MAX_SIGNATURE,
+    SectionType.METADATA: MAX_METADATA,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section of an image; `offset` is that of its header, `size` the length of its data."""
+
+    type: SectionType
+    flags: int
+    offset: int
+    size: int
+
+    @property
+    def data_offset(self) -> int:
+        """Where the data begins."""
+        return self.offset + SECTION_HEADER_SIZE
+
+    @property
+    def end(self) -> int:
+        """The offset after the data."""
+        return self.data_offset + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Eif:
+    """An image whose structure was checked; `warnings` says what was tolerated."""
+
+    header: EifHeader
+    sections: tuple[Section, ...]
+    size: int
+    warnings: tuple[str, ...] = ()
+
+    def find(self, kind: SectionType) -> Section | None:
+        """The section of that type, if there is one."""
+        return next((section for section in self.sections if section.type is kind), None)
+
+    @property
+    def ramdisks(self) -> tuple[Section, ...]:
+        """The ramdisks in file order: the boot ramdisk, then the application's."""
+        return tuple(section for section in self.sections if section.type is SectionType.RAMDISK)
+
+
+def read_eif(file: BinaryIO, *, lenient: bool = False) -> Eif:
+    """The structure of the image in `file`, by the recipe above.
+
+    Args:
+        file: A seekable binary file.
+        lenient: Accept gaps between sections and bytes after the last.
+
+    Raises:
+        ImageFormatError: When a rule is broken; the error carries field and offset.
+    """
+    size = file.seek(0, os.SEEK_END)
+    header = EifHeader.parse(read_at(file, 0, HEADER_SIZE))
+    sections: list[Section] = []
+    warnings: list[str] = []
+    expected = HEADER_SIZE
+    for index in range(header.num_sections):
+        _check_place(header.section_offsets[index], expected, lenient=lenient)
+        section, warning = _section(file, header, index, size)
+        sections.append(section)
+        warnings += [warning] if warning else []
+        expected = section.end
+    if expected != size and not lenient:
+        raise ImageFormatError(f"{size - expected} bytes follow the last section", field="sections", offset=expected)
+    _check_kinds(header, sections)
+    return Eif(header, tuple(sections), size, tuple(warnings))
+
+
+def _section(file: BinaryIO, header: EifHeader, index: int, file_size: int) -> tuple[Section, str | None]:
+    offset, declared = header.section_offsets[index], header.section_sizes[index]
+    field = f"section_offsets[{index}]"
+    if offset + SECTION_HEADER_SIZE + declared > MAX_OFFSET or offset + SECTION_HEADER_SIZE > file_size:
+        raise ImageFormatError(
+            f"{offset} is outside the image of {file_size} bytes", field=field, offset=0x1C + 8 * index
+        )
+    inner = SectionHeader.parse(read_at(file, offset, SECTION_HEADER_SIZE), offset)
+    section = Section(inner.type, inner.flags, offset, inner.size)
+    if section.end > file_size:
+        raise ImageFormatError(
+            f"{inner.size} bytes of data run past the end of the image", field="section_size", offset=offset + 4
+        )
+    if inner.size > _AT_MOST.get(inner.type, MAX_OFFSET):
+        name = inner.type.name.lower()
+        raise ImageFormatError(f"{inner.size} bytes are too many for a {name} section", field=field, offset=offset + 4)
+    if inner.size == declared:
+        return section, None
+    message = f"the header says {declared} bytes, the section itself {inner.size}"
+    if inner.type is not SectionType.SIGNATURE:
+        raise ImageFormatError(message, field=f"section_sizes[{index}]", offset=0x11C + 8 * index)
+    return section, f"signature section: {message} (nitro-cli writes this when it signs an image again)"
+
+
+def _check_place(offset: int, expected: int, *, lenient: bool) -> None:
+    if offset < expected:
+        raise ImageFormatError("the section overlaps what is before it", field="section_offsets", offset=offset)
+    if offset > expected and not lenient:
+        gap = offset - expected
+        raise ImageFormatError(f"a gap of {gap} bytes before the section", field="section_offsets", offset=expected)
+
+
+def _check_kinds(header: EifHeader, sections: list[Section]) -> None:
+    counts = {kind: sum(section.type is kind for section in sections) for kind in SectionType}
+    for kind in (SectionType.KERNEL, SectionType.CMDLINE):
+        if counts[kind] != 1:
+            raise ImageFormatError(f"{counts[kind]} {kind.name.lower()} sections instead of one", field="sections")
+    for kind in (SectionType.SIGNATURE, SectionType.METADATA):
+        if counts[kind] > 1:
+            raise ImageFormatError(f"more than one {kind.name.lower()} section", field="sections")
+    if header.version >= 4 and not counts[SectionType.METADATA]:
+        raise ImageFormatError("no metadata section, which version 4 demands", field="sections")
+    if header.version < 3 and counts[SectionType.SIGNATURE]:
+        raise ImageFormatError("a signature section, which version 2 does not have", field="sections")
+    kinds = [section.type for section in sections]
+    if SectionType.RAMDISK in kinds[: kinds.index(SectionType.KERNEL)]:
+        raise ImageFormatError("a ramdisk comes before the kernel", field="sections")
+
+
+def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """`size` bytes at `offset`, or fewer at the end of the file."""
+    file.seek(offset)
+    return file.read(size)
+
+
+def chunks(file: BinaryIO, offset: int, size: int) -> Iterator[bytes]:
+    """The bytes of a file from `offset` on, in chunks of a mebibyte.
+
+    Raises:
+        ImageFormatError: When the file ends before `size` bytes.
+    """
+    while size:
+        chunk = read_at(file, offset, min(CHUNK, size))
+        if not chunk:
+            raise ImageFormatError("the file ended while it was read", field="data", offset=offset)
+        yield chunk
+        offset += len(chunk)
+        size -= len(chunk)
+
+
+def read_section(file: BinaryIO, section: Section | None) -> bytes:
+    """The data of a small section (command line, metadata, signature: bounded by `read_eif`); empty for None."""
+    return b"".join(chunks(file, section.data_offset, section.size)) if section else b""
+
+
+def measure_eif(
+    file: BinaryIO, eif: Eif, sink: Callable[[Section, bytes], object] | None = None
+) -> tuple[Measurer, int]:
+    """One pass over the image: a measurer that has taken every section, and the CRC-32 of the content.
+
+    The checksum covers the header up to its own field, then every section header and its data in file order; a gap is
+    not covered (eif.md §1.3).
+
+    Args:
+        file: The image.
+        eif: Its structure.
+        sink: Gets each chunk of data with the section it belongs to, so that what is used is what was measured.
+    """
+    measurer = Measurer()
+    crc = crc32(read_at(file, 0, CRC_OFFSET))
+    for section in eif.sections:
+        crc = crc32(read_at(file, section.offset, SECTION_HEADER_SIZE), crc)
+        measurer.section(section.type)
+        for chunk in chunks(file, section.data_offset, section.size):
+            crc = crc32(chunk, crc)
+            measurer.update(chunk)
+            if sink is not None:
+                sink(section, chunk)
+    return measurer, crc

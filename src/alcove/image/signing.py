@@ -1,0 +1,183 @@
+"""Signs PCR0 of an image and checks such a signature (eif.md §3.3).
+
+Core: bytes in, the accepted certificate out; time is a parameter.
+
+A signature is accepted when
+
+1. the section parses, and its certificate is PEM with a key on P-256, P-384 or P-521
+2. the algorithm is that curve's
+3. the key signs the Sig_structure
+4. the payload names register 0 and the PCR0 that was measured (nitro-cli does not look, §8 trap 6)
+5. the time lies within the certificate's validity
+
+There is no chain: the signer's identity is PCR8, the digest of the certificate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Final, Self
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+
+from alcove.errors import InputError, UsageError
+from alcove.image.signature import PcrInfo, Sign1, SignatureEntry, pack_section, parse_section
+
+_ALGORITHMS: Final[dict[str, tuple[int, hashes.HashAlgorithm]]] = {  # eif.md §3.1; RFC 9053 §2.1
+    "secp256r1": (-7, hashes.SHA256()),
+    "secp384r1": (-35, hashes.SHA384()),
+    "secp521r1": (-36, hashes.SHA512()),
+}
+
+
+class SignatureRefusedError(InputError):
+    """A signature that is not accepted; E59."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the image's signature was not accepted: {reason}",
+            hint="sign the image again with a certificate that is valid now",
+            code="E59",
+        )
+
+
+def load_certificate(pem: bytes) -> x509.Certificate:
+    """The first certificate of a PEM file.
+
+    Raises:
+        SignatureRefusedError: When there is none.
+    """
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        raise SignatureRefusedError("the signing certificate is not a certificate in PEM") from None
+
+
+def certificate_der(pem: bytes) -> bytes:
+    """The DER of the first certificate of a PEM file: what PCR8 measures.
+
+    Raises:
+        SignatureRefusedError: When there is none.
+    """
+    return load_certificate(pem).public_bytes(serialization.Encoding.DER)
+
+
+def verify_section(section: bytes, pcr0: bytes, at: datetime) -> SignatureEntry:
+    """The entry of a signature section, accepted by the recipe above.
+
+    Args:
+        section: Data of the signature section.
+        pcr0: The PCR0 that was measured, 48 bytes.
+        at: The time of the check, with time zone.
+
+    Raises:
+        ImageFormatError: When the section is malformed.
+        SignatureRefusedError: E59 when the signature is not accepted.
+    """
+    entry = parse_section(section)  # 1
+    certificate = load_certificate(entry.certificate)
+    check_signature(entry, certificate)  # 2, 3
+    check_payload(entry, pcr0)  # 4
+    if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:  # 5
+        raise SignatureRefusedError("the signing certificate is not valid at this time")
+    return entry
+
+
+def check_signature(entry: SignatureEntry, certificate: x509.Certificate) -> None:
+    """Steps 2 and 3: the certificate's key made the signature."""
+    sign1 = Sign1.parse(entry.sign1)
+    key = _public_key(certificate)
+    algorithm, digest = _ALGORITHMS[key.curve.name]
+    if sign1.algorithm != algorithm:
+        raise SignatureRefusedError(f"algorithm {sign1.algorithm} does not belong to the key's curve, {key.curve.name}")
+    width = _width(key)
+    if len(sign1.signature) != 2 * width:
+        raise SignatureRefusedError(f"{len(sign1.signature)} bytes of signature instead of {2 * width}")
+    r, s = (int.from_bytes(part) for part in (sign1.signature[:width], sign1.signature[width:]))
+    try:
+        key.verify(encode_dss_signature(r, s), sign1.to_be_signed, ec.ECDSA(digest))
+    except InvalidSignature:
+        raise SignatureRefusedError("the certificate's key did not make it") from None
+
+
+def check_payload(entry: SignatureEntry, pcr0: bytes) -> None:
+    """Step 4: the signature is over the PCR0 of this image."""
+    payload = PcrInfo.parse(Sign1.parse(entry.sign1).payload)
+    if payload.index != 0:
+        raise SignatureRefusedError(f"it is over PCR{payload.index} instead of PCR0")
+    if payload.value != pcr0:
+        raise SignatureRefusedError("it is over the PCR0 of another image")
+
+
+class Signer:
+    """Signs PCR0 in the name of a certificate.
+
+    Args:
+        certificate: PEM file; its first certificate is the signer's.
+        sign: Gives an ECDSA signature in DER over the bytes it gets, with the digest of the certificate's curve.
+
+    Raises:
+        SignatureRefusedError: When the certificate is not PEM or its key not on P-256, P-384 or P-521.
+    """
+
+    def __init__(self, certificate: bytes, sign: Callable[[bytes], bytes]) -> None:
+        self._pem = certificate
+        self._certificate = load_certificate(certificate)
+        self._key = _public_key(self._certificate)
+        self._sign = sign
+        self.certificate_der = self._certificate.public_bytes(serialization.Encoding.DER)
+
+    @classmethod
+    def from_pem(cls, certificate: bytes, private_key: bytes) -> Self:
+        """A signer with the certificate's private key, PEM without a password.
+
+        Raises:
+            SignatureRefusedError: As the class.
+            UsageError: E60 when the key cannot be read or is not the certificate's.
+        """
+        try:
+            key = serialization.load_pem_private_key(private_key, None)
+        except (ValueError, TypeError) as error:
+            hint = "give a PEM file without a password"
+            raise UsageError(f"the private key cannot be read: {error}", hint=hint, code="E60") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _ALGORITHMS:
+            raise UsageError("the private key is not on P-256, P-384 or P-521", code="E60")
+        digest = _ALGORITHMS[key.curve.name][1]
+        signer = cls(certificate, lambda data: key.sign(data, ec.ECDSA(digest)))
+        if key.public_key() != signer._key:
+            hint = "give the key that the certificate was made for"
+            raise UsageError("the private key is not the signing certificate's", hint=hint, code="E60")
+        return signer
+
+    def sign(self, pcr0: bytes) -> bytes:
+        """The data of the signature section for an image with this PCR0.
+
+        Raises:
+            SignatureRefusedError: When the signature that came back does not verify.
+        """
+        algorithm, _ = _ALGORITHMS[self._key.curve.name]
+        unsigned = Sign1.unsigned(algorithm, PcrInfo(0, pcr0).pack())
+        width = _width(self._key)
+        r, s = decode_dss_signature(self._sign(unsigned.to_be_signed))
+        signed = replace(unsigned, signature=r.to_bytes(width) + s.to_bytes(width))
+        entry = SignatureEntry(self._pem, signed.pack())
+        check_signature(entry, self._certificate)
+        return pack_section(entry)
+
+
+def _public_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _ALGORITHMS:
+        raise SignatureRefusedError("the certificate's key is not on P-256, P-384 or P-521")
+    return key
+
+
+def _width(key: ec.EllipticCurvePublicKey) -> int:
+    """Bytes of r and of s in a COSE signature (RFC 9053 §2.1)."""
+    return (key.curve.key_size + 7) // 8

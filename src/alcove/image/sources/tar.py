@@ -1,0 +1,213 @@
+"""Reads the members of a tar archive: ustar, GNU long names and PAX records, as layers of container images have them.
+
+Core: bytes of a seekable file in, members out; data is skipped over and referred to by offset.
+
+Layout: POSIX.1-2017 pax, "ustar Interchange Format" and "pax Header Block"; GNU tar manual, "Basic Tar Format".
+Sparse files are refused: no tool that makes layers writes them.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import BinaryIO, Final
+
+from alcove.errors import ImageFormatError
+
+BLOCK: Final = 512
+MAX_EXTENDED: Final = 1 << 20  # ours: bytes of a long name or of PAX records, which are read into memory
+_HEADER: Final = struct.Struct("100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12x")  # ustar, 512 bytes:
+# name mode uid gid size mtime chksum typeflag linkname magic version uname gname devmajor devminor prefix
+_DECIMAL: Final = re.compile(rb"(-?[0-9]{1,20})(?:\.([0-9]*))?")
+
+
+class Kind(Enum):
+    """What a member is."""
+
+    FILE = "file"
+    LINK = "hard link"
+    SYMLINK = "symbolic link"
+    CHAR = "character device"
+    BLOCK_DEVICE = "block device"
+    DIRECTORY = "directory"
+    FIFO = "fifo"
+
+
+_KINDS: Final = {
+    b"0": Kind.FILE, b"\0": Kind.FILE, b"7": Kind.FILE, b"1": Kind.LINK, b"2": Kind.SYMLINK,
+    b"3": Kind.CHAR, b"4": Kind.BLOCK_DEVICE, b"5": Kind.DIRECTORY, b"6": Kind.FIFO,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member; `offset` and `size` say where its data is in the archive, `mtime` is in whole seconds."""
+
+    name: bytes
+    kind: Kind
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    size: int
+    offset: int
+    target: bytes
+    rdev: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime: int
+    flag: bytes
+    target: bytes
+    rdev: tuple[int, int]
+
+
+def members(file: BinaryIO, size: int) -> Iterator[Member]:
+    """The members of the archive in `file`, which is `size` bytes long.
+
+    Raises:
+        ImageFormatError: With the offset of the header that is malformed.
+    """
+    position = 0
+    everywhere: dict[bytes, bytes] = {}  # PAX records of the kind "g"
+    here: dict[bytes, bytes] = {}  # of the kind "x", and GNU's long names as if they were
+    while position + BLOCK <= size:
+        header = _parse_header(_read(file, position, BLOCK), position)
+        if header is None:  # two blocks of zeros end an archive; one is enough for every reader
+            return
+        data = position + BLOCK
+        if header.flag in b"xgLK":
+            content = _extended(file, data, header.size, size)
+            if header.flag == b"g":
+                everywhere |= _records(content, data)
+            elif header.flag == b"x":
+                here |= _records(content, data)
+            else:
+                here[b"path" if header.flag == b"L" else b"linkpath"] = content.split(b"\0", 1)[0]
+            position = data + _blocks(header.size)
+            continue
+        member = _member(header, everywhere | here, data)
+        here = {}
+        if data + member.size > size:
+            raise ImageFormatError("the data runs past the end of the layer", field="tar size", offset=position)
+        yield member
+        position = data + _blocks(member.size)
+    if any(_read(file, position, size - position)):
+        raise ImageFormatError("the layer ends inside a header", field="tar header", offset=position)
+
+
+def _read(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
+
+
+def _blocks(size: int) -> int:
+    return size + -size % BLOCK
+
+
+def _extended(file: BinaryIO, offset: int, size: int, file_size: int) -> bytes:
+    if size > MAX_EXTENDED or offset + size > file_size:
+        raise ImageFormatError(f"an extended header of {size} bytes", field="tar size", offset=offset - BLOCK)
+    return _read(file, offset, size)
+
+
+def _parse_header(block: bytes, offset: int) -> _Header | None:
+    if not any(block):
+        return None
+    name, mode, uid, gid, size, mtime, checksum, flag, target, magic, _, _, _, major, minor, prefix = _HEADER.unpack(
+        block
+    )
+    unsigned = sum(block) - sum(checksum) + 8 * 0x20
+    if _number(checksum, "chksum", offset) != unsigned:
+        raise ImageFormatError("the checksum is wrong", field="tar header", offset=offset)
+    name = name.split(b"\0", 1)[0]
+    prefix = prefix.split(b"\0", 1)[0]
+    if magic == b"ustar\0" and prefix:
+        name = prefix + b"/" + name
+    owner, group = _number(uid, "uid", offset), _number(gid, "gid", offset)
+    device = (_number(major, "devmajor", offset), _number(minor, "devminor", offset)) if flag in b"34" else (0, 0)
+    length = _number(size, "size", offset)
+    if length < 0:
+        raise ImageFormatError("a negative size", field="tar size", offset=offset)
+    target = target.split(b"\0", 1)[0]
+    return _Header(
+        name, _number(mode, "mode", offset), owner, group, length, _number(mtime, "mtime", offset), flag, target, device
+    )
+
+
+def _number(field: bytes, what: str, offset: int) -> int:
+    """A number in octal digits, or in base 256 when the first bit is set (GNU)."""
+    if field[0] & 0x80:
+        width = 8 * len(field) - 1
+        value = int.from_bytes(field) & ((1 << width) - 1)
+        return value - (1 << width) if value >> (width - 1) else value
+    digits = field.split(b"\0", 1)[0].strip(b" ")
+    if digits.strip(b"01234567"):
+        raise ImageFormatError("not an octal number", field=f"tar {what}", offset=offset)
+    return int(digits or b"0", 8)
+
+
+def _records(data: bytes, offset: int) -> dict[bytes, bytes]:
+    """PAX records: `LENGTH SP KEY=VALUE LF`, the length in decimal digits and over the whole record."""
+    records: dict[bytes, bytes] = {}
+    at = 0
+    while at < len(data):
+        digits, space, _ = data[at : at + 20].partition(b" ")
+        end = at + int(digits) if space and digits.isdigit() else 0
+        record = data[at + len(digits) + 1 : end]
+        key, equals, value = record.partition(b"=")
+        if end <= at or end > len(data) or not equals or not value.endswith(b"\n"):
+            raise ImageFormatError("a malformed record", field="pax header", offset=offset + at)
+        records[key] = value[:-1]
+        at = end
+    return records
+
+
+def _member(header: _Header, pax: dict[bytes, bytes], data_offset: int) -> Member:
+    at = data_offset - BLOCK
+    if header.flag == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax):
+        raise ImageFormatError("a sparse file, which a layer cannot hold", field="tar typeflag", offset=at)
+    kind = _KINDS.get(header.flag)
+    if kind is None:
+        raise ImageFormatError(f"{header.flag!r} is not a type of member", field="tar typeflag", offset=at)
+    name = pax.get(b"path") or header.name
+    if kind is Kind.FILE and name.endswith(b"/"):  # before ustar, a directory was a file with that name
+        kind = Kind.DIRECTORY
+    # Other kinds have no data, whatever their size field says (so do Go's archive/tar and GNU tar).
+    size = _decimal(pax, b"size", header.size, at) if kind is Kind.FILE else 0
+    if size < 0:
+        raise ImageFormatError(f"a file of {size} bytes", field="tar size", offset=at)
+    return Member(
+        name=name,
+        kind=kind,
+        mode=header.mode & 0o7777,
+        uid=_decimal(pax, b"uid", header.uid, at),
+        gid=_decimal(pax, b"gid", header.gid, at),
+        mtime=_decimal(pax, b"mtime", header.mtime, at),
+        size=size,
+        offset=data_offset,
+        target=pax.get(b"linkpath") or header.target,
+        rdev=header.rdev,
+    )
+
+
+def _decimal(pax: dict[bytes, bytes], key: bytes, default: int, offset: int) -> int:
+    """A decimal record, rounded down to a whole number; the header's value when the record is not there."""
+    text = pax.get(key)
+    if not text:
+        return default
+    match = _DECIMAL.fullmatch(text)
+    if match is None:
+        raise ImageFormatError(f"{text[:40]!r} is not a number", field=f"pax {key.decode()}", offset=offset)
+    whole, fraction = match.groups()
+    value = int(whole)
+    return value - 1 if whole.startswith(b"-") and (fraction or b"").strip(b"0") else value

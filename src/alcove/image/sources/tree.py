@@ -1,0 +1,179 @@
+"""A file tree without its data: what the layers of a container image leave when they lie on each other.
+
+Core: nodes in, nodes out. The data of a file stays where it is (`Data`); a node costs some hundred bytes of memory.
+
+A layer is a tree of its own, in which a name may be a *whiteout*. Laying a layer on a tree (`overlay`) follows the OCI
+image specification, "layer.md":
+
+- a whiteout `.wh.NAME` removes NAME from below; `.wh..wh..opq` in a directory hides all that it holds below
+- a directory on a directory takes the new attributes and keeps the children
+- anything else replaces what is there, whole trees included
+
+Hard links are one node under several names.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from alcove.codec.cpio import DEFAULT_TIME
+from alcove.errors import ImageFormatError
+
+MAX_DEPTH: Final = 256  # ours; PATH_MAX allows some 2000, no image comes near
+MAX_LINKS: Final = 40  # Linux MAXSYMLINKS (include/linux/namei.h)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Where the content of a file is: bytes `offset` to `offset + size` of spool number `spool`."""
+
+    spool: int
+    offset: int
+    size: int
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A file, directory, link or device; equal only to itself, for two names may share one node.
+
+    Attributes:
+        mode: Type and permission bits as in st_mode.
+        target: Of a symbolic link.
+        data: Of a regular file; None when it is empty.
+        children: Of a directory, by name.
+        implied: A directory that a layer does not list but has entries in: its attributes are made up.
+        opaque: A directory that hides what lower layers have in it.
+        whiteouts: Names that lower layers lose in this directory.
+    """
+
+    mode: int
+    uid: int = 0
+    gid: int = 0
+    mtime: int = DEFAULT_TIME
+    rdev: tuple[int, int] = (0, 0)
+    target: bytes = b""
+    data: Data | None = None
+    children: dict[bytes, Node] = field(default_factory=dict)
+    implied: bool = False
+    opaque: bool = False
+    whiteouts: set[bytes] = field(default_factory=set)
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether it is a directory."""
+        return stat.S_ISDIR(self.mode)
+
+
+def new_directory(mode: int = 0o755, *, implied: bool = False) -> Node:
+    """An empty directory of root's, with the default time."""
+    return Node(stat.S_IFDIR | mode, implied=implied)
+
+
+def split(path: bytes) -> tuple[bytes, ...]:
+    """The components of a path as a layer names it: relative, `.` and `..` resolved.
+
+    Raises:
+        ImageFormatError: When the path leaves the root, holds NUL, or is too deep.
+    """
+    parts: list[bytes] = []
+    for part in path.split(b"/"):
+        if part == b"..":
+            if not parts:
+                raise ImageFormatError(f"{_text(path)} leaves the image's root", field="layer entry")
+            parts.pop()
+        elif part not in (b"", b"."):
+            parts.append(part)
+    if len(parts) > MAX_DEPTH or b"\0" in path:
+        raise ImageFormatError(f"{_text(path)[:80]} is not a path an image can hold", field="layer entry")
+    return tuple(parts)
+
+
+def find(root: Node, parts: tuple[bytes, ...]) -> Node | None:
+    """The node at a path, without following symbolic links."""
+    node: Node | None = root
+    for part in parts:
+        node = node.children.get(part) if node is not None and node.is_dir else None
+    return node
+
+
+def parent(root: Node, parts: tuple[bytes, ...]) -> Node:
+    """The directory that a path's last component belongs in; missing ones are made.
+
+    Symbolic links on the way are followed as if the root were the machine's own, so none leads outside; a file on the
+    way gives place to a directory.
+
+    Raises:
+        ImageFormatError: When links lead in a circle, or too deep.
+    """
+    stack = [root]
+    todo = list(reversed(parts[:-1]))
+    links = 0
+    while todo:
+        part = todo.pop()
+        if part == b"..":
+            del stack[max(1, len(stack) - 1) :]
+            continue
+        child = stack[-1].children.get(part)
+        if child is not None and stat.S_ISLNK(child.mode):
+            links += 1
+            if links > MAX_LINKS:
+                raise ImageFormatError(f"{_text(b'/'.join(parts))} goes through too many links", field="layer entry")
+            del stack[1 if child.target.startswith(b"/") else len(stack) :]
+            todo += [p for p in reversed(child.target.split(b"/")) if p not in (b"", b".")]
+            continue
+        if child is None or not child.is_dir:
+            child = stack[-1].children[part] = new_directory(implied=True)
+        stack.append(child)
+        if len(stack) > MAX_DEPTH:
+            raise ImageFormatError(f"{_text(b'/'.join(parts))[:80]} is too deep", field="layer entry")
+    return stack[-1]
+
+
+def overlay(lower: Node, upper: Node) -> None:
+    """Lay the tree `upper`, a layer, on `lower`, which is changed in place; `upper` is used up."""
+    todo = [(lower, upper)]
+    while todo:
+        below, above = todo.pop()
+        if above.opaque:
+            below.children.clear()
+        for name in above.whiteouts:
+            below.children.pop(name, None)
+        for name, node in above.children.items():
+            old = below.children.get(name)
+            if not node.is_dir:
+                below.children[name] = node
+                continue
+            if old is None or not old.is_dir:
+                old = below.children[name] = new_directory()
+                _copy_attributes(node, old)
+            elif not node.implied:
+                _copy_attributes(node, old)
+            todo.append((old, node))
+
+
+def _copy_attributes(source: Node, target: Node) -> None:
+    target.mode, target.uid, target.gid, target.mtime = source.mode, source.uid, source.gid, source.mtime
+
+
+def walk(root: Node) -> Iterator[tuple[bytes, Node]]:
+    """Every name below the root and its node, in the order of `docker export` (eif.md §7.4).
+
+    Depth first; within a directory by the bytes of the name; a directory's children follow it at once. Names of
+    directories end in a slash.
+    """
+    todo = [(name, root.children[name]) for name in sorted(root.children, reverse=True)]
+    while todo:
+        path, node = todo.pop()
+        if not node.is_dir:
+            yield path, node
+            continue
+        path += b"/"
+        yield path, node
+        todo += [(path + name, node.children[name]) for name in sorted(node.children, reverse=True)]
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")

@@ -1,0 +1,181 @@
+"""The tools tree: what is asked for, what is kept, and that it is built once."""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from alcove.errors import ImageFormatError, MachineError
+from alcove.image.sources import tools_tree
+from alcove.image.sources.kernel_modules import decompress, dependencies, load_order
+from alcove.image.sources.tools_tree import ToolsTree, ensure_tools_tree, mmdebstrap_command
+
+RELEASE = "6.12.0-cloud"
+MODULES = f"usr/lib/modules/{RELEASE}"
+
+
+def module(depends: str) -> bytes:
+    """A module as far as anyone reads it here."""
+    return lzma.compress(b"\x7fELF....\0license=GPL\0depends=" + depends.encode() + b"\0name=x\0")
+
+
+def packages() -> bytes:
+    """A tar stream like mmdebstrap's, with the parts that matter and some that do not."""
+    qemu = b"#!/bin/sh\n"
+    loader = b'#!/bin/sh\necho "  libc.so.6 => $2/libc.so.6 (0x1)"\n'
+    files = {
+        "usr/bin/qemu-system-x86_64": qemu,
+        "usr/bin/passwd": b"no",
+        "usr/lib64/ld-linux-x86-64.so.2": loader,
+        "usr/lib/x86_64-linux-gnu/libc.so.6": b"c",
+        "usr/lib/x86_64-linux-gnu/libsystemd.so.0": b"s",
+        f"boot/vmlinuz-{RELEASE}": b"kernel",
+        f"boot/config-{RELEASE}": b"config",
+        f"{MODULES}/modules.builtin": b"kernel/drivers/virtio/virtio_ring.ko\n",
+        f"{MODULES}/kernel/drivers/virtio/virtio_mmio.ko.xz": module("virtio_ring"),
+        f"{MODULES}/kernel/net/vmw_vsock/vsock.ko.xz": module(""),
+        f"{MODULES}/kernel/net/vmw_vsock/hv_sock.ko.xz": module("vsock"),
+        f"{MODULES}/kernel/net/vmw_vsock/vmw_vsock_virtio_transport_common.ko.xz": module("vsock"),
+        f"{MODULES}/kernel/net/vmw_vsock/vmw_vsock_virtio_transport.ko.xz": module(
+            "vmw_vsock_virtio_transport_common,vsock"
+        ),
+        f"{MODULES}/kernel/drivers/misc/nsm.ko.xz": module(""),
+        "usr/share/qemu/pvh.bin": b"p",
+        "usr/share/qemu/skiboot.lid": b"no",
+        "alcove-packages": b"partial\nlibattr1_1%3a2.5.2-3_amd64.deb\nqemu-system-x86_1%3a11.1.3_amd64.deb\n",
+    }
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(f"./{name}")
+            member.size, member.mode = len(data), 0o755
+            archive.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH whose mmdebstrap prints the packages, and counts its runs."""
+    (tmp_path / "packages.tar").write_bytes(packages())
+    script = tmp_path / "bin/mmdebstrap"
+    script.parent.mkdir()
+    script.write_text(f"#!/bin/sh\necho run >>{tmp_path}/runs\nsleep 0.1\ncat {tmp_path}/packages.tar\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
+    monkeypatch.setattr(tools_tree, "KEYRING", tmp_path / "packages.tar")
+    return tmp_path
+
+
+def quiet(_line: str) -> None:
+    """Nobody watches."""
+
+
+def test_only_what_an_enclave_needs_is_kept(mirror: Path) -> None:
+    """QEMU with its libraries, firmware, the kernel and five modules; no program else, no library else."""
+    tree = ensure_tools_tree(mirror / "state", quiet)
+    kept = {str(path.relative_to(tree.root)) for path in tree.root.rglob("*") if path.is_file()}
+    assert "usr/bin/qemu-system-x86_64" in kept
+    assert "usr/lib/x86_64-linux-gnu/libc.so.6" in kept
+    for gone in ("passwd", "libsystemd", "skiboot", "hv_sock", "alcove-packages"):
+        assert not [name for name in kept if gone in name]
+
+
+def test_modules_come_in_load_order(mirror: Path) -> None:
+    """The transport, then vsock from the ground up, then the NSM; what the kernel has built in is no file."""
+    tree = ensure_tools_tree(mirror / "state", quiet)
+    assert [path.name.partition(".")[0] for path in tree.modules] == [
+        "virtio_mmio",
+        "vsock",
+        "vmw_vsock_virtio_transport_common",
+        "vmw_vsock_virtio_transport",
+        "nsm",
+    ]
+
+
+def test_the_manifest_names_versions_and_digests(mirror: Path) -> None:
+    """It says what the tree is made of, so that a measurement can be explained later."""
+    tree = ensure_tools_tree(mirror / "state", quiet)
+    assert tree.manifest["packages"] == {"libattr1": "1:2.5.2-3", "qemu-system-x86": "1:11.1.3"}
+    assert tree.manifest["kernel_release"] == RELEASE
+    assert len(tree.manifest["sha256"][f"boot/vmlinuz-{RELEASE}"]) == 64
+    assert tree.kernel.read_bytes() == b"kernel"
+    assert tree.kernel_config.read_bytes() == b"config"
+
+
+def test_parallel_runs_build_once(mirror: Path) -> None:
+    """The second waits for the lock and finds the tree."""
+    threads = [threading.Thread(target=ensure_tools_tree, args=(mirror / "state", quiet)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (mirror / "runs").read_text() == "run\n"
+
+
+def test_a_complete_tree_is_found_at_once(mirror: Path) -> None:
+    """Nothing runs and nothing is said; an upgrade builds anew."""
+    state = mirror / "state"
+    ensure_tools_tree(state, quiet)
+    said: list[str] = []
+    start = time.monotonic()
+    ensure_tools_tree(state, said.append)
+    assert time.monotonic() - start < 0.1
+    assert said == []
+    ensure_tools_tree(state, said.append, upgrade=True)
+    assert (mirror / "runs").read_text() == "run\n" * 2
+
+
+@pytest.mark.parametrize("script", ["echo 'E: no route to host' >&2; exit 1", "head -c 2000 {tar}; exit 0"])
+def test_a_failed_download_leaves_nothing(mirror: Path, script: str) -> None:
+    """Neither a failing mmdebstrap nor a cut stream makes a tree; the error has mmdebstrap's words."""
+    program = mirror / "bin/mmdebstrap"
+    program.write_text("#!/bin/sh\n" + script.format(tar=mirror / "packages.tar"))
+    with pytest.raises(MachineError, match="mmdebstrap failed") as caught:
+        ensure_tools_tree(mirror / "state", quiet)
+    assert "no route" in caught.value.message or "status 0" in caught.value.message
+    assert {path.name for path in (mirror / "state").iterdir()} == {"tools.lock"}
+
+
+def test_a_tree_of_another_format_is_no_tree(tmp_path: Path) -> None:
+    """It is built anew instead of being misread."""
+    assert ToolsTree.load(tmp_path) is None
+    for text in ("", "[]", json.dumps({"format": 0})):
+        (tmp_path / "manifest.json").write_text(text)
+        assert ToolsTree.load(tmp_path) is None
+
+
+def test_signatures_are_checked_and_no_script_runs() -> None:
+    """The command unpacks only, trusts one keyring and never turns apt's checks off."""
+    command = mmdebstrap_command("http://m/debian", "http://m/security", root=True)
+    assert "--variant=extract" in command
+    assert not [word for word in command if "nsecure" in word or "trusted=" in word]
+    sources = [word for word in command if word.startswith("deb ")]
+    assert len(sources) == 3
+    assert all("signed-by=/usr/share/keyrings/debian-archive-keyring.gpg" in source for source in sources)
+
+
+def test_dependencies_are_read_from_the_module() -> None:
+    """depends= of .modinfo, with dashes as underscores; none is none."""
+    assert dependencies(decompress(module("a-b,c"))) == ("a_b", "c")
+    assert dependencies(decompress(module(""))) == ()
+
+
+def test_a_broken_module_is_refused() -> None:
+    """Broken compression, a cut file, and what is no ELF file."""
+    good = module("")
+    for bad in (b"", b"text", good[:-8], good[:20] + b"XXXX" + good[24:], lzma.compress(b"text")):
+        with pytest.raises(ImageFormatError, match="kernel module"):
+            decompress(bad)
+
+
+def test_a_circle_of_modules_is_refused() -> None:
+    """It would be an endless search."""
+    with pytest.raises(ImageFormatError, match="a needs b needs a"):
+        load_order(["a"], {"a": ["b"], "b": ["a"]}.__getitem__)
