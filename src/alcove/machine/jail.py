@@ -37,6 +37,9 @@ _ISOLATION: Final = (
     "--hostname", "enclave",
 )  # fmt: skip
 
+# The same isolation around a program that does nothing: does this host allow it?
+JAIL_PROBE: Final = (*_ISOLATION, "--ro-bind", "/", "/", "--", "true")
+
 
 def jail_argv(spec: MachineSpec, qemu: Qemu) -> list[str]:
     """The whole command: bubblewrap, what is bound in, and QEMU on the names inside."""
@@ -73,6 +76,7 @@ def _qemu_inside(qemu: Qemu) -> tuple[list[str], Qemu]:
         (qemu.binary, inside.binary),
         (qemu.loader, inside.loader),
         (qemu.library_path, inside.library_path),
+        (qemu.module_dir, inside.module_dir),
+        *zip(qemu.firmware, firmware, strict=True),
     ]
-    pairs += [(qemu.module_dir, inside.module_dir), *zip(qemu.firmware, firmware, strict=True)]
     return [word for outside, name in pairs if outside for word in ("--ro-bind", str(outside), str(name))], inside

@@ -9,7 +9,7 @@ import subprocess
 from alcove.errors import MachineError
 from alcove.machine.accelerator import tsc_khz
 from alcove.machine.argv import Qemu
-from alcove.machine.jail import jail_argv
+from alcove.machine.jail import JAIL_PROBE, jail_argv
 from alcove.machine.spec import MachineSpec
 
 
@@ -17,7 +17,7 @@ def start(spec: MachineSpec, qemu: Qemu, *, console_fd: int | None, stderr_fd: i
     """Start the machine; both vhost-user sockets must be listening already (devices.md §2).
 
     The process is bubblewrap. It ends with QEMU's status when QEMU ends; QEMU ends when it is killed, and both end
-    with the **thread** that called this function (PDEATHSIG's rule): call it from one that lives as long as the enclave.
+    with the **thread** that called this function (PDEATHSIG's rule): call it from one that lives as long as they do.
 
     Args:
         spec: The machine. Under TCG without a ``tsc_khz``, the host's is filled in.
@@ -42,3 +42,9 @@ def start(spec: MachineSpec, qemu: Qemu, *, console_fd: int | None, stderr_fd: i
         )
     except OSError as error:
         raise MachineError(f"cannot start bubblewrap: {error}") from error
+
+
+def jail_works() -> str | None:
+    """None when bubblewrap can build the jail on this host, else what it says."""
+    done = subprocess.run(JAIL_PROBE, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return (done.stderr.strip() or f"status {done.returncode}") if done.returncode else None

@@ -153,12 +153,16 @@ def test_a_tree_of_another_format_is_no_tree(tmp_path: Path) -> None:
 
 def test_signatures_are_checked_and_no_script_runs() -> None:
     """The command unpacks only, trusts one keyring and never turns apt's checks off."""
-    command = mmdebstrap_command("http://m/debian", "http://m/security", root=True)
+    command = mmdebstrap_command(None, root=True)
     assert "--variant=extract" in command
     assert not [word for word in command if "nsecure" in word or "trusted=" in word]
-    sources = [word for word in command if word.startswith("deb ")]
-    assert len(sources) == 3
-    assert all("signed-by=/usr/share/keyrings/debian-archive-keyring.gpg" in source for source in sources)
+    assert "--keyring=/usr/share/keyrings/debian-archive-keyring.gpg" in command
+
+
+def test_a_mirror_is_the_users_choice() -> None:
+    """None leaves it to mmdebstrap, which knows Debian's own."""
+    assert mmdebstrap_command(None, root=True)[-2:] == ["trixie", "-"]
+    assert mmdebstrap_command("http://m/debian", root=True)[-1] == "http://m/debian"
 
 
 def test_dependencies_are_read_from_the_module() -> None:

@@ -34,7 +34,6 @@ from alcove.errors import MachineError
 from alcove.image.sources.kernel_modules import ENCLAVE_MODULES, decompress, dependencies, load_order
 
 FORMAT: Final = 1  # of manifest.json; a tree of another format is built anew
-DEFAULT_MIRROR: Final = "http://deb.debian.org/debian"  # plain HTTP: apt trusts signatures, not the way
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MAX_UNPACKED: Final = 1 << 30  # bytes kept; the tree has about 100 MB
 
@@ -43,6 +42,10 @@ _LOADER: Final = "usr/lib64/ld-linux-x86-64.so.2"
 _LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 _PACKAGES: Final = "alcove-packages"
 _INCLUDE: Final = ("qemu-system-x86", "linux-image-cloud-amd64")
+# backports come from wherever mmdebstrap takes the release itself
+_BACKPORTS: Final = (
+    "cd \"$1/etc/apt\" && sed -n 's/ trixie main$/ trixie-backports main/p' sources.list >sources.list.d/backports.list"
+)
 _PINS: Final = r"Package: qemu-* seabios\nPin: release n=trixie-backports\nPin-Priority: 900\n"
 
 # Firmware of -M microvm (devices.md §1.3): SeaBIOS with ACPI, qboot without; the others load a kernel.
@@ -119,9 +122,14 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def mmdebstrap_command(mirror: str, security_mirror: str, *, keyring: Path = KEYRING, root: bool) -> list[str]:
-    """The command whose standard output is the tar stream. Without root it needs user namespaces (``/etc/subuid``)."""
-    signed = f"deb [signed-by={keyring}]"
+def mmdebstrap_command(mirror: str | None, *, keyring: Path = KEYRING, root: bool) -> list[str]:
+    """The command whose standard output is the tar stream. Without root it needs user namespaces (``/etc/subuid``).
+
+    Args:
+        mirror: A mirror's URI, or None for Debian's own, updates and security included.
+        keyring: What every package index must be signed with.
+        root: Whether this process is root.
+    """
     return [
         "mmdebstrap",
         "--quiet",
@@ -129,28 +137,27 @@ def mmdebstrap_command(mirror: str, security_mirror: str, *, keyring: Path = KEY
         "--variant=extract",  # download and unpack: no package's script runs
         "--format=tar",
         "--architectures=amd64",
+        f"--keyring={keyring}",
         f"--include={','.join(_INCLUDE)}",
         '--aptopt=APT::Install-Recommends "false"',
         '--setup-hook=mkdir -p "$1/etc/apt/preferences.d"',
         f"--setup-hook=printf '{_PINS}' >\"$1/etc/apt/preferences.d/alcove\"",
+        f"--setup-hook={_BACKPORTS}",
         f'--extract-hook=ls "$1/var/cache/apt/archives" >"$1/{_PACKAGES}"',
-        "",  # the suite: the lines below name their own
+        "trixie",
         "-",
-        f"{signed} {mirror} trixie main",
-        f"{signed} {mirror} trixie-backports main",
-        f"{signed} {security_mirror} trixie-security main",
+        *([mirror] if mirror else []),
     ]
 
 
 def _unpack(root: Path, progress: Callable[[str], None]) -> None:
-    mirror = os.environ.get("ALCOVE_DEBIAN_MIRROR", DEFAULT_MIRROR).rstrip("/")
-    security = os.environ.get("ALCOVE_DEBIAN_SECURITY_MIRROR", f"{mirror}-security")
+    mirror = os.environ.get("ALCOVE_DEBIAN_MIRROR")
     if shutil.which("mmdebstrap") is None:
         raise MachineError("mmdebstrap is not installed", hint="apt-get install mmdebstrap")
     if not KEYRING.exists():
         raise MachineError(f"{KEYRING} is missing", hint="apt-get install debian-archive-keyring")
-    progress(f"downloading QEMU and the guest kernel from {mirror} (about 100 MB)")
-    command = mmdebstrap_command(mirror, security, root=os.getuid() == 0)
+    progress("downloading QEMU and the guest kernel from Debian 13 (about 100 MB)")
+    command = mmdebstrap_command(mirror, root=os.getuid() == 0)
     with tempfile.TemporaryFile() as log:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as process:
             broken = _extract(process.stdout, root)
@@ -176,10 +183,23 @@ def _extract(stream: IO[bytes] | None, root: Path) -> tarfile.TarError | None:
                 kept += member.size
                 if kept > MAX_UNPACKED:
                     raise MachineError("the packages unpack to more than 1 GiB")
-                archive.extract(member, root, set_attrs=member.isreg(), numeric_owner=False, filter="data")
+                _place(archive, member, root / name)
     except tarfile.TarError as error:
         return error
     return None
+
+
+def _place(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    """One member, by hand: Debian 12's tarfile has no filters, and ``_KEEP`` has vouched for the name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if member.issym():
+        target.symlink_to(member.linkname)
+    elif member.islnk():
+        os.link(target.parents[len(Path(member.name.removeprefix("./")).parents) - 1] / member.linkname, target)
+    elif source := archive.extractfile(member):
+        with source, target.open("wb") as file:
+            shutil.copyfileobj(source, file)
+        target.chmod(0o755 if member.mode & 0o111 else 0o644)
 
 
 def _drop_unlinked_libraries(root: Path) -> None:
