@@ -3,8 +3,9 @@
 Core: DER in, a checked certificate out.
 
 Only the shape that the platform issues is a certificate here: X.509 version 3, ecdsa-with-SHA384 inside and outside, an
-uncompressed P-384 key, a list of extensions without duplicates. Two parsers look at every certificate: ours, for all
-that decides trust, and `cryptography`'s, for keys and signatures. What either of them refuses is refused.
+uncompressed P-384 key, a list of extensions without duplicates. One parser, ours, reads everything that decides trust,
+so there are no two readings of one certificate; `cryptography` does the mathematics of keys and signatures. Its own
+X.509 parser would refuse an explicit ``critical FALSE``, which verifiers must accept (attestation.md §6).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP384R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.hashes import SHA384
 
 from alcove.codec import der
 from alcove.codec.der import Node
@@ -26,8 +27,18 @@ _ECDSA_WITH_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")
 # SubjectPublicKeyInfo of id-ecPublicKey, secp384r1, up to the 04 of the uncompressed point
 _P384_PREFIX: Final = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
 _P384_SPKI_SIZE: Final = 120
+_P384_POINT_SIZE: Final = 97
 _VERSION_3: Final = bytes.fromhex("a003020102")
 _EXTENSIONS: Final = 0xA3
+_SET: Final = 0x31
+_NAME_LABELS: Final = {  # RFC 4514 §3, by encoded object identifier
+    bytes.fromhex("550403"): "CN",
+    bytes.fromhex("550406"): "C",
+    bytes.fromhex("550407"): "L",
+    bytes.fromhex("550408"): "ST",
+    bytes.fromhex("55040a"): "O",
+    bytes.fromhex("55040b"): "OU",
+}
 _BASIC_CONSTRAINTS: Final = bytes.fromhex("551d13")
 _KEY_USAGE: Final = bytes.fromhex("551d0f")
 _DIGITAL_SIGNATURE: Final = 0x80  # RFC 5280 §4.2.1.3, bit 0
@@ -48,8 +59,10 @@ class BasicConstraints:
 class Certificate:
     """A well-formed certificate. Nothing about it is trusted yet.
 
-    `issuer` and `subject` are the encoded names, `key_usage` is the first octet of the bit string, and None stands for
-    an absent extension. `unknown_critical` holds the dotted numbers of critical extensions that we do not interpret.
+    `issuer` and `subject` are the encoded names and `names` the subject's parts as (label, text); `key_usage` is the
+    first octet of the bit string, and None stands for an absent extension. `unknown_critical` holds the encoded object
+    identifiers, in hexadecimal, of critical extensions that we do not interpret. `signed` is the encoded
+    tbsCertificate, over which `signature` was made.
     """
 
     der: bytes
@@ -62,7 +75,9 @@ class Certificate:
     key_usage: int | None
     unknown_critical: tuple[str, ...]
     public_key: EllipticCurvePublicKey
-    loaded: x509.Certificate
+    names: tuple[tuple[str, str], ...]
+    signed: bytes
+    signature: bytes
 
     @property
     def signs_certificates(self) -> bool:
@@ -77,17 +92,20 @@ class Certificate:
     @property
     def common_name(self) -> str:
         """The subject's common name, or the whole name when it has none; fit for a terminal."""
-        names = self.loaded.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-        name = str(names[0].value) if names else self.loaded.subject.rfc4514_string()
-        return name if name.isprintable() else ascii(name)
+        return next((_printable(text) for label, text in self.names if label == "CN"), self.subject_text)
+
+    @property
+    def subject_text(self) -> str:
+        """The subject as ``C=US, O=Amazon, …`` in the encoded order; fit for a terminal."""
+        return ", ".join(f"{label}={_printable(text)}" for label, text in self.names)
 
     def is_signed_by(self, parent: Certificate) -> bool:
         """Whether `parent` is the issuer by name, and its key made the signature: one P-384 verification."""
         if self.issuer != parent.subject:
             return False
         try:
-            self.loaded.verify_directly_issued_by(parent.loaded)
-        except (ValueError, TypeError, InvalidSignature):
+            parent.public_key.verify(self.signature, self.signed, ECDSA(SHA384()))
+        except (ValueError, InvalidSignature):
             return False
         return True
 
@@ -102,18 +120,16 @@ def parse_certificate(data: bytes) -> Certificate:
     tbs, algorithm, signature = _exactly(outer, 3, "certificate")
     if algorithm.raw != _ECDSA_WITH_SHA384:
         raise der.DerError("certificate: the signature algorithm is not ecdsa-with-SHA384", algorithm.offset)
-    if signature.bit_string("signature")[0]:
+    unused, signature_value = signature.bit_string("signature")
+    if unused:
         raise der.DerError("signature: unused bits", signature.offset)
     version, serial, inner, issuer, validity, subject, key, wrapper = _exactly(tbs, 8, "tbsCertificate")
     if version.raw != _VERSION_3:
         raise der.DerError("version: not 3", version.offset)
     if inner.raw != algorithm.raw:
         raise der.DerError("tbsCertificate: another signature algorithm inside than outside", inner.offset)
-    if not key.raw.startswith(_P384_PREFIX) or len(key.raw) != _P384_SPKI_SIZE:
-        raise der.DerError("subjectPublicKeyInfo: not an uncompressed P-384 key", key.offset)
     not_before, not_after = (node.time("validity") for node in _exactly(validity, 2, "validity"))
     constraints, usage, unknown = _extensions(wrapper)
-    loaded, public_key = _load(data)
     return Certificate(
         der=data,
         serial=serial.integer("serialNumber"),
@@ -124,8 +140,10 @@ def parse_certificate(data: bytes) -> Certificate:
         basic_constraints=constraints,
         key_usage=usage,
         unknown_critical=unknown,
-        public_key=public_key,
-        loaded=loaded,
+        public_key=_public_key(key),
+        names=_names(subject),
+        signed=tbs.raw,
+        signature=signature_value,
     )
 
 
@@ -136,16 +154,28 @@ def _exactly(node: Node, count: int, name: str) -> list[Node]:
     return children
 
 
-def _load(data: bytes) -> tuple[x509.Certificate, EllipticCurvePublicKey]:
+def _public_key(node: Node) -> EllipticCurvePublicKey:
+    if not node.raw.startswith(_P384_PREFIX) or len(node.raw) != _P384_SPKI_SIZE:
+        raise der.DerError("subjectPublicKeyInfo: not an uncompressed P-384 key", node.offset)
     try:
-        certificate = x509.load_der_x509_certificate(data)
-        key = certificate.public_key()
-        _ = certificate.subject, certificate.issuer
-    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
-        raise ValueError(f"certificate: {error}") from None
-    if not isinstance(key, EllipticCurvePublicKey):
-        raise ValueError("subjectPublicKeyInfo: not an elliptic-curve key")  # noqa: TRY004 - the input is wrong
-    return certificate, key
+        return EllipticCurvePublicKey.from_encoded_point(SECP384R1(), node.raw[-_P384_POINT_SIZE:])
+    except ValueError as error:
+        raise der.DerError(f"subjectPublicKeyInfo: {error}", node.offset) from None
+
+
+def _names(node: Node) -> tuple[tuple[str, str], ...]:
+    """The parts of a name, for people only: names are compared as bytes."""
+    found = []
+    for part in node.children(der.SEQUENCE, "name"):
+        for attribute in part.children(_SET, "name"):
+            identifier, value = _exactly(attribute, 2, "name")
+            oid = identifier.expect(der.OBJECT_IDENTIFIER, "name").content
+            found.append((_NAME_LABELS.get(oid, oid.hex()), value.content.decode(errors="backslashreplace")))
+    return tuple(found)
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)
 
 
 def _extensions(wrapper: Node) -> tuple[BasicConstraints | None, int | None, tuple[str, ...]]:

@@ -140,7 +140,7 @@ def _certificate_json(level: str, data: bytes) -> dict[str, Any]:
         return {"level": level, "error": "not a certificate of this kind"}
     return {
         "level": level,
-        "subject": certificate.loaded.subject.rfc4514_string(),
+        "subject": certificate.subject_text,
         "serial": f"{certificate.serial:x}",
         "not_before": certificate.not_before.isoformat(),
         "not_after": certificate.not_after.isoformat(),
