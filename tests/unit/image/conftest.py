@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -16,6 +20,7 @@ from alcove.image.format import SectionType
 from alcove.image.metadata import ImageMetadata
 from alcove.image.signing import Signer
 
+VENDOR = "application/vnd.oci.image"
 METADATA = ImageMetadata("app", "1.0", {"BuildTime": "2026"}, {"Id": "sha256:0"}, {"Team": "blue"})
 
 
@@ -78,3 +83,40 @@ def pem() -> tuple[bytes, bytes]:
 def signer(pem: tuple[bytes, bytes]) -> Signer:
     """A signer on P-384."""
     return Signer.from_pem(*pem)
+
+
+def add_blob(layout: Path, data: bytes, kind: str) -> dict[str, object]:
+    """Put a blob into an OCI layout; its descriptor."""
+    digest = hashlib.sha256(data).hexdigest()
+    blobs = layout / "blobs" / "sha256"
+    blobs.mkdir(parents=True, exist_ok=True)
+    (blobs / digest).write_bytes(data)
+    return {"mediaType": f"{VENDOR}.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
+
+
+@pytest.fixture
+def make_layout(tmp_path: Path) -> Callable[..., Path]:
+    """Makes an OCI layout of layers given as tar bytes; `compress` is applied to each."""
+
+    def make(*layers: bytes, config: dict[str, Any] | None = None, compress: Callable[[bytes], bytes] = bytes) -> Path:
+        layout = tmp_path / "layout"
+        shutil.rmtree(layout, ignore_errors=True)
+        diff_ids = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]
+        image = {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": config or {},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        }
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": f"{VENDOR}.manifest.v1+json",
+            "config": add_blob(layout, json.dumps(image).encode(), "config.v1+json"),
+            "layers": [add_blob(layout, compress(layer), "layer.v1.tar") for layer in layers],
+        }
+        index = {"schemaVersion": 2, "manifests": [add_blob(layout, json.dumps(manifest).encode(), "manifest.v1+json")]}
+        (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+        (layout / "index.json").write_text(json.dumps(index))
+        return layout
+
+    return make

@@ -180,10 +180,10 @@ def _member(header: _Header, pax: dict[bytes, bytes], data_offset: int) -> Membe
     if kind is None:
         raise ImageFormatError(f"{header.flag!r} is not a type of member", field="tar typeflag", offset=at)
     name = pax.get(b"path") or header.name
-    if kind is Kind.FILE and name.endswith(b"/"):  # before ustar, a directory was a file with that name
-        kind = Kind.DIRECTORY
     # Other kinds have no data, whatever their size field says (so do Go's archive/tar and GNU tar).
     size = _decimal(pax, b"size", header.size, at) if kind is Kind.FILE else 0
+    if header.flag == b"\0" and name.endswith(b"/"):  # before ustar, a directory was a file with that name
+        kind = Kind.DIRECTORY
     if size < 0:
         raise ImageFormatError(f"a file of {size} bytes", field="tar size", offset=at)
     return Member(
