@@ -8,10 +8,12 @@ On vsock port 5000 it answers one JSON line with one JSON line:
     whatever fails                                                                  → {"error": {"type", "message"}}
 """
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import json
-import socket
+from typing import Any
 
 from alcove.sdk import clock, entropy, vsock
 from alcove.sdk.errors import KmsError
@@ -22,9 +24,9 @@ MAX_LINE = 65536
 CALLER_SECONDS = 30.0
 
 
-def decrypt(nsm, request):
+def decrypt(nsm: Nsm, request: dict[str, Any]) -> dict[str, Any]:
     """Ask KMS for the secret, and give its hash: the proof that it was here."""
-    from alcove.sdk.kms import AttestedKms, Credentials  # noqa: PLC0415 - loads cryptography, which takes seconds under TCG
+    from alcove.sdk.kms import AttestedKms, Credentials  # noqa: PLC0415 - takes seconds under emulation
 
     clock.correct(nsm)
     kms = AttestedKms(
@@ -38,7 +40,7 @@ def decrypt(nsm, request):
     return {"sha256": hashlib.sha256(secret).hexdigest()}
 
 
-def attest(nsm, request):
+def attest(nsm: Nsm, request: dict[str, Any]) -> dict[str, Any]:
     """A document with the caller's nonce, for anybody to verify."""
     document = nsm.attestation(nonce=bytes.fromhex(request["nonce"]))
     return {"document": base64.b64encode(document).decode()}
@@ -47,7 +49,7 @@ def attest(nsm, request):
 OPERATIONS = {"decrypt": decrypt, "attest": attest}
 
 
-def answer(nsm, line):
+def answer(nsm: Nsm, line: bytes) -> dict[str, Any]:
     """The answer to one line. The caller is not trusted: whatever it sends, the program goes on."""
     try:
         request = json.loads(line)
@@ -58,7 +60,7 @@ def answer(nsm, line):
         return {"error": {"type": type(error).__name__, "message": str(error)}}
 
 
-def main():
+def main() -> None:
     """Seed the random generator before any key is made, then serve one caller after the other."""
     nsm = Nsm()
     entropy.seed(nsm)
@@ -71,7 +73,7 @@ def main():
                 try:
                     line = stream.makefile("rb").readline(MAX_LINE)
                     stream.sendall(json.dumps(answer(nsm, line)).encode() + b"\n")
-                except (OSError, socket.timeout):
+                except OSError:
                     continue
 
 

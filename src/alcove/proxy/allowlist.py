@@ -6,8 +6,8 @@ Core: text and addresses in, a decision out.
     - {address: kms.us-east-1.amazonaws.com, port: 443}
     - {address: 192.0.2.7, port: 8443}
 
-An entry is one host name or IP address and one port: no wildcards, no ranges. It matches when the ports are equal and the
-address is the same text, or when the entry has an address in common with the first one of the remote.
+An entry is one host name or IP address and one port: no wildcards, no ranges. It matches when the ports are equal and
+the address is the same text, or when the entry has an address in common with the first one of the remote.
 """
 
 from __future__ import annotations

@@ -54,9 +54,6 @@ def _create(path: Path) -> tuple[socket.socket, tuple[int, int]]:
             with _locked(path.parent):
                 _remove_stale(path)
                 os.link(made, path)
-    except OSError:
-        listener.close()
-        raise
     except BaseException:
         listener.close()
         raise

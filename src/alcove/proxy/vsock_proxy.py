@@ -1,8 +1,8 @@
 """vsock-proxy: enclaves reach one host and port through the parent (cli.md §6).
 
-What differs from AWS's program, each for a complaint listed there: names are resolved for every connection and away from
-the accept loop, all their addresses are tried, a failure closes that connection at once and ends nothing else, both
-directions end on their own, and no number of threads limits the connections.
+What differs from AWS's program, each for a complaint listed there: names are resolved for every connection and away
+from the accept loop, all their addresses are tried, a failure closes that connection at once and ends nothing else,
+both directions end on their own, and no number of threads limits the connections.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def check_allowed(config: ProxyConfig) -> None:
     def resolve(host: str) -> list[str]:
         try:
             found = socket.getaddrinfo(host, None, family=_FAMILIES[config.family], type=socket.SOCK_STREAM)
-        except OSError:
+        except (OSError, UnicodeError):  # the latter: a label that no host name can have
             return []
         return [str(address[0]) for *_, address in found]
 
@@ -141,8 +141,9 @@ async def _serve_one(config: ProxyConfig, stream: socket.socket) -> None:
     with stream:
         try:
             remote = await _connect(config)
-        except OSError as error:
-            _log.warning("%s:%d: %s", config.remote_host, config.remote_port, error)
+        except (OSError, UnicodeError) as error:
+            reason = str(error) or type(error).__name__
+            _log.warning("%s:%d: %s", config.remote_host, config.remote_port, reason)
             return
         with remote:
             try:

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alcove.errors import InputError
+from alcove.proxy.allowlist import Entry, allows, parse
+
+ENTRIES = (Entry("kms.example.org", 443), Entry("other.example.org", 443), Entry("192.0.2.9", 8443))
+NAMES = {"kms.example.org": ["192.0.2.1"], "other.example.org": ["192.0.2.2", "192.0.2.3"], "192.0.2.9": ["192.0.2.9"]}
+NAMES |= {"alias.example.org": ["192.0.2.3", "192.0.2.7"], "late.example.org": ["192.0.2.7", "192.0.2.3"]}
+
+
+def resolve(host: str) -> list[str]:
+    return NAMES.get(host, [])
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "allowed"),
+    [
+        ("kms.example.org", 443, True),
+        ("kms.example.org", 444, False),
+        ("192.0.2.3", 443, False),
+        ("192.0.2.9", 8443, True),
+        ("alias.example.org", 443, True),
+        ("late.example.org", 443, False),
+        ("unknown.example.org", 443, False),
+    ],
+)
+def test_a_destination_matches_by_text_or_first_address(host: str, port: int, allowed: bool) -> None:
+    """Ports equal, and the same text or the remote's first address among the entry's (cli.md §6)."""
+    assert allows(ENTRIES, host, port, resolve) is allowed
+
+
+def test_an_address_matches_a_name_that_has_it() -> None:
+    """An IP address resolves to itself."""
+    assert allows(ENTRIES, "192.0.2.3", 443, lambda host: NAMES.get(host, [host]))
+
+
+def test_a_listed_name_needs_no_resolver() -> None:
+    """A dead resolver at start does not keep a listed name out."""
+    assert allows(ENTRIES, "kms.example.org", 443, lambda host: [])
+
+
+def test_awss_file_is_read() -> None:
+    """Both YAML styles, as AWS ships them and as people write them."""
+    text = "# comment\nallowlist:\n- {address: kms.example.org, port: 443}\n- address: 192.0.2.9\n  port: 8443\n"
+    assert parse(text) == (ENTRIES[0], ENTRIES[2])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "allowlist: 3", "allowlist:", "allowlist: [x]", "allowlist: [{address: a}]", "a: [",
+        "a: !!python/name:os",
+        "allowlist: [{address: a, port: '443'}]", "allowlist: [{address: a, port: 0}]",
+        "allowlist: [{address: 7, port: 1}]",
+        "allowlist: [{address: a, port: true}]",
+    ],
+)  # fmt: skip
+def test_another_shape_is_an_input_error(text: str) -> None:
+    """Nothing is guessed: a list that cannot be read allows nothing."""
+    with pytest.raises(InputError):
+        parse(text)
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_entries_or_an_input_error(text: str) -> None:
+    """Any text → entries, or InputError, nothing else."""
+    with contextlib.suppress(InputError):
+        parse(text)
