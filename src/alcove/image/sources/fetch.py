@@ -15,6 +15,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -81,13 +82,17 @@ class ContainerSource:
     def _from_daemon(self, name: str, layout: Path) -> bool:
         if "DOCKER_HOST" not in self.environment and not _DOCKER_SOCKET.is_socket():
             return False
-        return self._try(lambda: self._copy(f"docker-daemon:{name}", layout), layout)
+        return self._try(partial(self._copy, f"docker-daemon:{name}", layout), layout)
 
     def _from_store(self, name: str, layout: Path) -> bool:
         if shutil.which("buildah", path=self.environment.get("PATH")) is None:
             return False
-        argv = [*self._buildah("push"), "--quiet", "--", name, f"oci:{layout}:image"]
-        return self._try(lambda: self._run(argv, "E50", quiet=True), layout)
+        # Where this program builds, and where a person's own `buildah bud` does.
+        for program in (self._buildah("push"), ["buildah", "push"]):
+            argv = [*program, "--quiet", "--", name, f"oci:{layout}:image"]
+            if self._try(partial(self._run, argv, "E50", quiet=True), layout):
+                return True
+        return False
 
     def _try(self, attempt: Callable[[], None], layout: Path) -> bool:
         try:
@@ -115,7 +120,7 @@ class ContainerSource:
 
     def _run(self, argv: list[str], code: str, *, quiet: bool = False) -> None:
         """Run a program to its end; its lines go to `progress` unless `quiet`."""
-        environment = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot", **self.environment}
+        environment = {"BUILDAH_ISOLATION": "chroot", **self.environment}
         what = "built" if code == "E49" else "fetched"
         try:
             process = subprocess.Popen(
