@@ -32,7 +32,6 @@ MAX_PCRS: Final = 32  # §2; indexes 0 to 31
 PCR_SIZES: Final = frozenset({32, 48, 64})  # §2: SHA-256, SHA-384, SHA-512
 MAX_CABUNDLE: Final = 32  # §5.2 step 4
 MAX_FIELD: Final = 1024  # §5.1: public_key, user_data, nonce
-STRICT_FIELD: Final = 512  # §5.1: the lower of the two limits that AWS documents for user_data and nonce
 DIGEST: Final = "SHA384"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
