@@ -35,7 +35,7 @@ class FrontEnd:
         if ack:
             (status,) = wire.U64.unpack(self._reply(request))
             if status:
-                raise ConnectionError(f"{request.name} was refused with {status}")
+                raise ConnectionError(f"request {int(request)} was refused with {status}")
 
     def ask(self, request: Request, payload: bytes = b"") -> bytes:
         """Send a request that has a reply, and return the reply's payload; errors as in :meth:`tell`."""
@@ -61,7 +61,7 @@ class FrontEnd:
     def _reply(self, request: Request) -> bytes:
         number, flags, size = wire.HEADER.unpack(self._receive(wire.HEADER.size))
         if (number, flags) != (request, wire.VERSION | wire.REPLY):
-            raise ConnectionError(f"request {number} with flags {flags:#x} in reply to {request.name}")
+            raise ConnectionError(f"request {number} with flags {flags:#x} in reply to {int(request)}")
         return self._receive(size)
 
     def _receive(self, size: int) -> bytes:

@@ -33,12 +33,15 @@ class LoopThread:
         self._thread.start()
 
     def run(self, action: Callable[[], Any]) -> Any:
+        """Call `action` in the loop's thread and return what it returns."""
+
         async def call() -> Any:
             return action()
 
         return asyncio.run_coroutine_threadsafe(call(), self.loop).result(5)
 
     def close(self) -> None:
+        """Stop the loop."""
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)
         self.loop.close()
@@ -72,16 +75,20 @@ class NsmRig:
         self.backend = loop.run(lambda: NsmBackend(loop.loop, self.listener, self.module, self.closed.put))
 
     def attest(self, *fields: Any) -> bytes:
+        """Sign, in a way."""
         self.documents.append(fields)
         return b"document"
 
     def random(self, count: int) -> bytes:
+        """Bytes that are no surprise."""
         return bytes(range(256))[:count]
 
     def guest(self, **options: Any) -> FakeGuest:
+        """A machine with this device."""
         return FakeGuest(str(self.path), **options)
 
     def driver(self, guest: FakeGuest) -> FakeNsmDriver:
+        """Its driver, loaded."""
         guest.realize()
         guest.start()
         return FakeNsmDriver(guest)
@@ -117,21 +124,25 @@ class VsockRig:
         )
 
     def port_path(self, port: Port) -> Path | None:
+        """Where a port of the parent is."""
         return self.directory / f"{port}.sock" if port < 60000 else None
 
     def serve(self, port: int) -> socket.socket:
+        """Listen on a port of the parent."""
         server = listen(self.directory / f"{port}.sock")
         server.settimeout(5)
         self.opened.append(server)
         return server
 
     def accept(self, server: socket.socket) -> socket.socket:
+        """Take a connection of the guest."""
         peer, _ = server.accept()
         peer.settimeout(5)
         self.opened.append(peer)
         return peer
 
     def client(self) -> socket.socket:
+        """A local program's socket, before its command."""
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(5)
         client.connect(str(self.host_socket))
@@ -139,9 +150,11 @@ class VsockRig:
         return client
 
     def guest(self, **options: Any) -> FakeGuest:
+        """A machine with this device."""
         return FakeGuest(str(self.directory / "device.sock"), queues=(128, 128), config_size=8, **options)
 
     def driver(self, guest: FakeGuest, **options: Any) -> FakeVsockDriver:
+        """Its driver, loaded."""
         guest.realize()
         guest.start()
         return FakeVsockDriver(guest, CID, **options)

@@ -28,6 +28,7 @@ class Signer:
         self.fails = False
 
     def __call__(self, pcrs: Mapping[int, bytes], user_data: Any, nonce: Any, public_key: Any) -> bytes:
+        """Sign, in a way."""
         if self.fails:
             raise OSError("no key")
         self.asked.append((pcrs, user_data, nonce, public_key))

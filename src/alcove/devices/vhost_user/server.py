@@ -125,6 +125,7 @@ class VhostUserServer:
             _close(vring.call)
             vring.call = None
         self._memory = None
+        _close(*self._session.abandoned())
 
     def _end(self, reason: str | None) -> None:
         self.close()

@@ -109,10 +109,14 @@ class Session:
         self._reply(Request.GET_VRING_BASE, wire.VRING_STATE.pack(self._awaiting_base, base))
         self._awaiting_base = None
 
+    def abandoned(self) -> tuple[int, ...]:
+        """Descriptors that no event has handed over, to be closed when the session ends."""
+        fds, self._fds = tuple(self._fds), []
+        return fds
+
     def _leftovers(self) -> Iterator[Event]:
         if self._fds:
-            fds, self._fds = tuple(self._fds), []
-            yield UnusedDescriptors(fds)
+            yield UnusedDescriptors(self.abandoned())
 
     def _message(self, header: Header, payload: bytes) -> Iterator[Event]:
         try:
