@@ -52,7 +52,7 @@ def is_core(path: Path) -> bool:
     return "\nCore:" in (ast.get_docstring(ast.parse(path.read_text())) or "")
 
 
-@pytest.mark.parametrize(("name", "path"), modules())
+@pytest.mark.parametrize(("name", "path"), list(modules()))
 def test_a_module_imports_only_from_the_layers_below_it(name: str, path: Path) -> None:
     """An import that climbs the layers, or crosses them, fails."""
     room = name.split(".", 1)[0]
@@ -69,7 +69,7 @@ def test_a_module_imports_only_from_the_layers_below_it(name: str, path: Path) -
         assert fine or parent_package, f"{name} imports {target}"
 
 
-@pytest.mark.parametrize(("name", "path"), modules())
+@pytest.mark.parametrize(("name", "path"), list(modules()))
 def test_a_core_does_no_input_or_output(name: str, path: Path) -> None:
     """A module whose docstring has a line "Core: …" imports nothing that reads a clock, a file or a socket."""
     if not is_core(path):
@@ -78,7 +78,7 @@ def test_a_core_does_no_input_or_output(name: str, path: Path) -> None:
     assert not bad, f"{name} is a core and imports {sorted(bad)}"
 
 
-@pytest.mark.parametrize(("name", "path"), modules())
+@pytest.mark.parametrize(("name", "path"), list(modules()))
 def test_no_module_is_longer_than_five_hundred_lines(name: str, path: Path) -> None:
     """A long file is a room that wants a wall."""
     assert len(path.read_text().splitlines()) <= 500

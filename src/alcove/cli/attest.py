@@ -100,10 +100,10 @@ def _time(text: str) -> datetime | None:
 
 
 def _policy(path: Path | None, *, allow_debug: bool) -> Any:
-    from alcove.attestation.policy import GenuineOnly, NoDebugMode, policy_from_data  # noqa: PLC0415
+    from alcove.attestation.policy import NoDebugMode, UnsafeAcceptDebugMode, policy_from_data  # noqa: PLC0415
 
     if path is None:
-        return GenuineOnly() if allow_debug else NoDebugMode()
+        return UnsafeAcceptDebugMode() if allow_debug else NoDebugMode()
     text = read_bytes(path).decode(errors="replace")
     try:
         raw = json.loads(text)

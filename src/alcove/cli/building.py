@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from alcove.cli import output
@@ -42,10 +43,4 @@ def _signer(arguments: argparse.Namespace) -> Signer | None:
 def default_blobs() -> Blobs:
     """The tools tree's kernel and modules, our init, our command line."""
     tools = ensure_tools_tree(Paths.from_environment().state, output.say)
-    return Blobs(
-        kernel=tools.kernel,
-        kernel_config=tools.kernel_config,
-        cmdline=DEFAULT_CMDLINE,
-        init=init_binary("x86_64"),
-        modules=tuple((path.name, path) for path in tools.modules),
-    )
+    return dataclasses.replace(Blobs.from_tools_tree(tools, init_binary("x86_64")), cmdline=DEFAULT_CMDLINE)

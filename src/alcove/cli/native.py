@@ -37,9 +37,10 @@ def setup(_: argparse.Namespace) -> None:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Check the machine; status 1 when something that is needed is missing."""
-    from alcove.machine.doctor import check  # noqa: PLC0415 - only this command needs it
+    from alcove.machine.doctor import examine  # noqa: PLC0415 - only this command needs it
 
-    checks = check(Paths.from_environment().state)
+    paths = Paths.from_environment()
+    checks = examine(paths.tools, cache=paths.accelerator_proof)
     if arguments.json:
         output.result([{"name": c.name, "ok": c.ok, "detail": c.detail, "hint": c.hint} for c in checks])
     else:

@@ -37,8 +37,12 @@ class Console:
             self._listener.bind(str(path))
         finally:
             os.umask(previous)
-        self._server = loop.create_task(self._serve())
+        self._server: asyncio.Server | None = None
         loop.add_reader(source, self._read)
+
+    async def start(self) -> None:
+        """Begin to accept clients."""
+        self._server = await asyncio.start_unix_server(self._client, sock=self._listener)
 
     def tail(self) -> bytes:
         """What is kept, up to 1 MiB."""
@@ -49,13 +53,9 @@ class Console:
         if self._source >= 0:
             self._read()
             self._end_of_source()
-        self._server.cancel()
+        if self._server is not None:
+            self._server.close()
         self._listener.close()
-
-    async def _serve(self) -> None:
-        server = await asyncio.start_unix_server(self._client, sock=self._listener)
-        async with server:
-            await server.serve_forever()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) >= _MAX_CLIENTS:

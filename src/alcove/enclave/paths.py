@@ -41,6 +41,11 @@ class Paths:
         return self.state / "tools"
 
     @property
+    def accelerator_proof(self) -> Path:
+        """Whether KVM was proven to work since the machine started."""
+        return self.state / "accelerator.json"
+
+    @property
     def authority(self) -> Path:
         """The certificate authority's directory."""
         return self.state / "ca"

@@ -20,7 +20,6 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final
@@ -56,17 +55,6 @@ def boot_timeout(image_bytes: int, memory_mib: int) -> float:
     return by_image + 90 * (1 + max(memory_mib * 1024 * 1024 - 1, 0) // (100 * _GIB))
 
 
-@dataclass(slots=True)
-class Started:
-    """A machine that sent its heartbeat, and all that has to end with it."""
-
-    process: subprocess.Popen[bytes]
-    nsm: NsmBackend
-    vsock: VsockBackend
-    console: Console | None
-    ended: asyncio.Future[str]
-
-
 class Supervisor:
     """Start one enclave and stay with it.
 
@@ -83,6 +71,7 @@ class Supervisor:
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._stderr = bytearray()
         self._state = "EMPTY"
+        self._console: Console | None = None
 
     async def boot(self) -> dict[str, Any]:
         """Steps 1 to 4. On any error everything is undone before it is raised.
@@ -130,6 +119,7 @@ class Supervisor:
         staging = self._paths.run / f"boot-{os.getpid()}"
         self._cleanups.callback(shutil.rmtree, staging, ignore_errors=True)
         registry.prepare(self._paths)
+        staging.mkdir(mode=0o700)
         self._image = prepare_boot(Path(self._request.eif_path), staging)
         qemu = find_qemu(self._paths.tools)
         accelerator = self._accelerator(qemu)
@@ -141,6 +131,8 @@ class Supervisor:
         self._start_devices(attester)
         heartbeat = self._listen(self._files.guest_port(HEARTBEAT_PORT))
         self._start_machine(self._spec(self._image, accelerator), qemu)
+        if self._console is not None:
+            await self._console.start()
         await self._wait_for_heartbeat(heartbeat)
         shutil.rmtree(staging, ignore_errors=True)
         self._state = "RUNNING"
@@ -155,7 +147,7 @@ class Supervisor:
             qemu,
             self._request.accelerator,
             kernel=tools.kernel if tools else None,
-            cache=self._paths.state / "accelerator.json",
+            cache=self._paths.accelerator_proof,
         )
         return accelerator
 
@@ -321,7 +313,7 @@ class Supervisor:
         )
 
     def _boot_hint(self) -> str:
-        if not self._record.debug_mode:
+        if self._console is None:
             return "start it with --debug-mode and look at the console"
         last = self._console.tail().decode(errors="replace").strip().splitlines()[-3:]
         return "the console ended with: " + " | ".join(last) if last else "the console stayed empty"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import secrets
@@ -225,22 +224,11 @@ class _Story:
         self._stage.run(
             "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
             "-subj", "/CN=Alcove demo KMS", "-addext", f"subjectAltName=DNS:{_HOST},IP:127.0.0.1",
-            "-keyout", "kms-key.pem", "-out", "attested-decrypt/ca.pem", "-quiet",
+            "-keyout", "kms-key.pem", "-out", "attested-decrypt/ca.pem",
         )  # fmt: skip
 
     def _make_rootfs(self) -> None:
-        kept = self._paths.state / "demo" / "rootfs.tar"
-        target = self._stage.directory / "attested-decrypt" / "rootfs.tar"
-        if not kept.exists():
-            self._stage.run("attested-decrypt/make-rootfs", str(target))
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.ExitStack() as undo:
-                part = kept.with_suffix(".part")
-                undo.callback(part.unlink, missing_ok=True)
-                shutil.copyfile(target, part)
-                part.rename(kept)
-        else:
-            self._stage.run("cp", str(kept), str(target))
+        self._stage.run("attested-decrypt/make-rootfs", "attested-decrypt/rootfs.tar")
 
     def _start_kms(self) -> int:
         stage = self._stage
