@@ -50,6 +50,7 @@ class Cli:
         )
 
     def command(self, program: str, *arguments: object) -> list[str]:
+        """The argument list of a program of ours."""
         return [str(BIN / program), *map(str, arguments)]
 
     def json(self, program: str, *arguments: object) -> Any:

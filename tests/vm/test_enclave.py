@@ -142,7 +142,7 @@ def test_ctrl_c_during_the_boot_leaves_nothing(cli: Any, hello_eif: Path) -> Non
         (["terminate-enclave", "--enclave-id", "i-0-enc0"], 11, "[ E11 ] "),
         (["terminate-enclave", "--enclave-name", "nobody"], 58, "[ E58 ] "),
         (["console", "--enclave-id", "i-0-enc0"], 11, "[ E11 ] "),
-        (["run-enclave", "--eif-path", "HELLO", "--cpu-count", "1", "--memory", "70"], 26, "[ E26 ] "),
+        (["run-enclave", "--eif-path", "HELLO", "--cpu-count", "1", "--memory", "63"], 26, "[ E26 ] "),
         (["run-enclave", "--eif-path", "HELLO", "--cpu-count", "1", "--memory", "1.5G"], 3, "[ E03 ] "),
         (["run-enclave", "--eif-path", "missing.eif", "--cpu-count", "1", "--memory", "128"], 19, "[ E19 ] "),
         (["run-enclave", "--eif-path", "DAMAGED", "--cpu-count", "1", "--memory", "128"], 35, "[ E35 ] "),

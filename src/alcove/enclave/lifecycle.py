@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from alcove.enclave import control, registry
@@ -89,14 +91,25 @@ def terminate_enclave(paths: Paths, record: registry.Record) -> dict[str, Any]:
     Raises:
         MachineError: E38 when the supervisor refuses, E39 when it does not answer or does not end.
     """
-    files = paths.enclave(record.enclave_id)
-    control.ask(files.control, "terminate")
-    deadline = time.monotonic() + _END_SECONDS
-    while files.directory.exists():
-        if time.monotonic() > deadline:
+    with _watch(record.process_id) as ended:
+        control.ask(paths.enclave(record.enclave_id).control, "terminate")
+        if not ended(_END_SECONDS):
             raise MachineError("the enclave process did not end", code="E39", hint=f"kill {record.process_id}")
-        time.sleep(0.01)
     return {"EnclaveName": record.name, "EnclaveID": record.enclave_id, "Terminated": True}
+
+
+@contextmanager
+def _watch(process_id: int) -> Iterator[Callable[[float], bool]]:
+    """Hold on to a process, so that its number cannot become another's while it is waited for."""
+    try:
+        descriptor = os.pidfd_open(process_id)
+    except ProcessLookupError:
+        yield lambda _: True
+        return
+    try:
+        yield lambda seconds: bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)
 
 
 def console(paths: Paths, record: registry.Record, disconnect_timeout: float | None = None) -> Iterator[bytes]:

@@ -140,7 +140,7 @@ def test_the_parent_gets_nothing(kms: RunningKms, sealed: bytes) -> None:
     """The same user without a document is refused, and told why."""
     kind, message = refusal(kms, sealed)
     assert kind == "AccessDeniedException"
-    assert message.endswith("(no attestation document was given)")
+    assert message.endswith("(no attestation document was given, so there is no kms:RecipientAttestation:PCR0)")
 
 
 def test_another_image_gets_nothing(kms: RunningKms, attester: Attester, sealed: bytes) -> None:

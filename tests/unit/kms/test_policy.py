@@ -136,7 +136,7 @@ def test_without_a_key_an_identity_policy_decides() -> None:
 @pytest.mark.parametrize(
     ("statements", "actual", "words"),
     [
-        ([attested("StringEqualsIgnoreCase")], None, "(no attestation document was given)"),
+        ([attested("StringEqualsIgnoreCase")], None, f"(no attestation document was given, so there is no {PCR0})"),
         ([attested("StringEquals")], BAD, f"({PCR0} is {BAD} and the key policy requires {GOOD})"),
         ([attested("StringEquals")], ZERO, f"({PCR0} is zero: the enclave runs in debug mode; the key policy requires"),
         ([attested("StringNotEquals")], GOOD, f"({PCR0} is {GOOD} and the key policy excludes {GOOD})"),
@@ -148,7 +148,7 @@ def test_without_a_key_an_identity_policy_decides() -> None:
         (
             [statement(), attested("StringNotEquals", Effect="Deny")],
             None,
-            "with an explicit deny in a resource-based policy (no attestation document was given)",
+            f"an explicit deny in a resource-based policy (no attestation document was given, so there is no {PCR0})",
         ),
         ([statement(Action="kms:Encrypt")], GOOD, "because no resource-based policy allows the kms:Decrypt action"),
         ([statement(Principal={"AWS": ROOT})], GOOD, "because no identity-based policy allows the kms:Decrypt action"),

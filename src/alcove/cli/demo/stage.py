@@ -70,7 +70,7 @@ class Stage:
             check=False,
         )
         text = done.stdout.decode(errors="replace")
-        if show:
+        if show and text:
             output.text(text.rstrip("\n"))
         if done.returncode != status:
             raise MachineError(

@@ -163,8 +163,10 @@ class _Story:
         chapter(6, "Refuse", "The same with one byte changed, without an enclave, and in debug mode.")
         app = self._stage.directory / "attested-decrypt" / "app.py"
         source = app.read_bytes()
-        app.write_bytes(source + b"\n")
-        explain("one line feed was added to app.py")
+        # the first letter of its docstring changes case: the program does the same, and is not the same
+        first = source.index(b'"""') + 3
+        app.write_bytes(source[:first] + source[first : first + 1].swapcase() + source[first + 1 :])
+        explain("one byte of app.py is another: a letter in a comment changed its case")
         self._build("attested-decrypt", "tampered.eif")
         self._report.refused_tampered = self._is_refused("tampered.eif", debug=False)
         refusal = self._stage.run(

@@ -44,9 +44,14 @@ def explain(decision: Decision, *, attested: bool) -> str:
     owner = "the key policy" if decision.why in {Why.KEY_POLICY_DENIES, Why.KEY_POLICY_SILENT} else "the policy"
     missing = [f for f in decision.failures if _is_attestation(f) and not attested]
     others = [f for f in decision.failures if f not in missing]
-    reasons = ["no attestation document was given"] if missing else []
+    reasons = [_undocumented(missing)] if missing else []
     reasons += dict.fromkeys(_reason(f, owner, denies=denies) for f in others)
     return "; ".join(reasons[:MAX_REASONS])
+
+
+def _undocumented(missing: Sequence[Failure]) -> str:
+    keys = " and ".join(dict.fromkeys(failure.key for failure in missing))
+    return f"no attestation document was given, so there is no {keys}"
 
 
 def _is_attestation(failure: Failure) -> bool:
