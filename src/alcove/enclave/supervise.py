@@ -26,8 +26,9 @@ async def _boot_while_watched(supervisor: Supervisor) -> dict[str, Any]:
     gone: asyncio.Future[None] = loop.create_future()
     loop.add_reader(0, lambda: None if os.read(0, 1) or gone.done() else gone.set_result(None))
     boot = asyncio.ensure_future(supervisor.boot())
+    either: set[asyncio.Future[Any]] = {boot, gone}
     try:
-        await asyncio.wait({boot, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not boot.done():
             boot.cancel()
         return await boot

@@ -41,7 +41,7 @@ from alcove.machine.accelerator import choose_accelerator
 from alcove.machine.process import start
 from alcove.machine.qemu import Qemu, find_qemu
 from alcove.machine.spec import Accelerator, MachineSpec
-from alcove.types import HEARTBEAT_PORT, Port
+from alcove.types import HEARTBEAT_PORT, Cid, Port
 
 _HEARTBEAT: Final = b"\xb7"  # eif.md §10
 _GIB: Final = 1024**3
@@ -198,7 +198,7 @@ class Supervisor:
         self._vsock = VsockBackend(
             self._loop,
             self._listen(files.vsock_device),
-            record.cid,
+            Cid(record.cid),
             host_socket=files.vsock,
             port_path=self._port_path,
             on_closed=self._device_closed("vsock"),
@@ -301,7 +301,8 @@ class Supervisor:
     async def _wait_for_heartbeat(self, listener: socket.socket) -> None:
         seconds = self._request.boot_timeout or boot_timeout(self._image.size, self._record.memory_mib)
         beat = asyncio.ensure_future(self._heartbeat(listener))
-        done, _ = await asyncio.wait({beat, self._ended}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {beat, self._ended}
+        done, _ = await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if beat in done:
             beat.result()
             return
