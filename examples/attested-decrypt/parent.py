@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import ask as enclave
 import boto3
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 REGION = os.environ.get("AWS_REGION", "us-east-1")
 
@@ -81,8 +81,8 @@ def decrypt(arguments: argparse.Namespace) -> int:
     return 1 if arguments.expect_refusal else 0
 
 
-def ask(arguments: argparse.Namespace) -> None:
-    """Send the enclave one request and print its answer."""
+def ask(arguments: argparse.Namespace) -> int:
+    """Send the enclave one request and print its answer; status 1 when that is an error."""
     request: dict[str, object]
     if arguments.what == "decrypt":
         endpoint = urlsplit(os.environ["AWS_ENDPOINT_URL_KMS"])
@@ -100,11 +100,12 @@ def ask(arguments: argparse.Namespace) -> None:
     else:
         request = {"op": "attest", "nonce": arguments.nonce}
     answer = enclave.ask(arguments.enclave_id, request)
-    if arguments.what == "attest":
+    if "document" in answer:
         document = base64.b64decode(answer["document"])
         arguments.output.write_bytes(document)
         answer = {"document": str(arguments.output), "bytes": len(document)}
     print(json.dumps(answer, indent=2))
+    return 1 if "error" in answer else 0
 
 
 def main() -> int:
@@ -129,7 +130,13 @@ def main() -> int:
     command.add_argument("--output", type=Path, default=Path("document.cbor"))
     command.set_defaults(handler=ask)
     arguments = parser.parse_args()
-    return int(arguments.handler(arguments) or 0)
+    try:
+        return int(arguments.handler(arguments) or 0)
+    except KeyError as error:
+        print(f"parent.py: error: {error} is not set", file=sys.stderr)
+    except (BotoCoreError, ClientError, OSError, ValueError) as error:
+        print(f"parent.py: error: {error}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ import argparse
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from alcove.cli import output
 from alcove.enclave.paths import Paths
 from alcove.errors import AttestationError, PolicyError, UsageError
+
+if TYPE_CHECKING:
+    from alcove.attestation.verify import Root
 
 Commands = Any  # argparse's sub-parsers action is private
 
@@ -70,7 +73,7 @@ def own_root() -> Path:
     return Authority.open(Paths.from_environment().authority).root_path
 
 
-def parse_roots(texts: list[str] | None) -> tuple[Any, ...]:
+def parse_roots(texts: list[str] | None) -> tuple[Root, ...]:
     """Trust anchors from ``aws``, ``sha256:HEX`` or PEM files."""
     from alcove.attestation.verify import Root  # noqa: PLC0415 - only some commands need it
 
@@ -79,12 +82,22 @@ def parse_roots(texts: list[str] | None) -> tuple[Any, ...]:
             return Root.AWS
         if text.startswith("sha256:"):
             return Root.from_fingerprint(text.removeprefix("sha256:"))
-        return Root.from_pem(read_bytes(Path(text)))
+        return _root_of_file(Path(text))
 
     try:
         return tuple(parse(text) for text in texts or [str(own_root())])
     except ValueError as error:
         raise UsageError(f"this is no root: {error}", hint="give aws, a PEM file or sha256:HEX") from None
+
+
+def _root_of_file(path: Path) -> Root:
+    from alcove.attestation.verify import Root  # noqa: PLC0415 - only some commands need it
+
+    pem = read_bytes(path)
+    try:
+        return Root.from_pem(pem)
+    except ValueError:
+        raise ValueError(f"`{path}` does not hold one certificate in PEM") from None
 
 
 def _time(text: str) -> datetime | None:

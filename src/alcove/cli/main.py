@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -43,8 +44,14 @@ def vsock_proxy() -> NoReturn:
     _run(parser)
 
 
+def _terminated(*_: object) -> NoReturn:
+    # an exception, so that temporary files go the way they go on Ctrl-C
+    sys.exit(128 + signal.SIGTERM)
+
+
 def _run(parser: argparse.ArgumentParser) -> NoReturn:
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, _terminated)
     handler: Handler = arguments.handler
     try:
         status = handler(arguments) or 0

@@ -24,13 +24,14 @@ class Paths:
     def from_environment(cls, environment: Mapping[str, str] | None = None, uid: int | None = None) -> Paths:
         """Take the directories from ``ALCOVE_STATE``, ``ALCOVE_RUN`` and ``ALCOVE_CONFIG``, or their defaults."""
         env = os.environ if environment is None else environment
-        if (os.getuid() if uid is None else uid) == 0:
+        user = os.getuid() if uid is None else uid
+        if user == 0:
             defaults = ("/var/lib/alcove", "/run/alcove", "/etc/alcove")
         else:
-            home = env.get("HOME", "/")
+            home, runtime = env.get("HOME", "/"), env.get("XDG_RUNTIME_DIR")
             defaults = (
                 env.get("XDG_DATA_HOME", f"{home}/.local/share") + "/alcove",
-                env.get("XDG_RUNTIME_DIR", f"/tmp/alcove-{os.getuid()}") + "/alcove",  # noqa: S108 - made 0700 below
+                f"{runtime}/alcove" if runtime else f"/tmp/alcove-{user}",  # noqa: S108 - registry.prepare looks whose it is
                 env.get("XDG_CONFIG_HOME", f"{home}/.config") + "/alcove",
             )
         return cls(*(Path(env.get(name) or default) for name, default in zip(_VARIABLES, defaults, strict=True)))

@@ -48,6 +48,12 @@ def prepare(paths: Paths) -> None:
     """
     try:
         paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if (found := paths.run.lstat()).st_uid != os.getuid() or found.st_mode & 0o022:
+            raise MachineError(
+                f"the runtime directory `{paths.run}` is not this user's alone",
+                code="E07",
+                hint="set ALCOVE_RUN to a directory of your own that others cannot write to",
+            )
         paths.enclaves.mkdir(mode=0o755, exist_ok=True)
         paths.ports.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:

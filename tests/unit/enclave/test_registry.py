@@ -9,7 +9,7 @@ import pytest
 from alcove.enclave import registry
 from alcove.enclave.paths import Paths
 from alcove.enclave.registry import Record
-from alcove.errors import UsageError
+from alcove.errors import MachineError, UsageError
 from alcove.types import Cid
 
 RESERVE = """
@@ -92,3 +92,22 @@ def test_a_cid_in_use_is_refused() -> None:
     assert registry.free_cid(Cid(21), [other]) == 21
     with pytest.raises(UsageError, match="in use"):
         registry.free_cid(Cid(20), [other])
+
+
+def test_a_runtime_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
+    """Sockets in somebody else's directory would be somebody else's: E07."""
+    open_to_all = tmp_path / "run"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    with pytest.raises(MachineError) as caught:
+        registry.prepare(Paths(tmp_path, open_to_all, tmp_path))
+    assert caught.value.code == "E07"
+
+
+def test_directories_follow_the_environment() -> None:
+    """Design: ALCOVE_* first, then root's or the user's own places."""
+    assert Paths.from_environment({}, uid=0).run == Path("/run/alcove")
+    assert Paths.from_environment({"ALCOVE_RUN": "/x"}, uid=0).run == Path("/x")
+    user = Paths.from_environment({"HOME": "/home/u", "XDG_RUNTIME_DIR": "/run/user/7"}, uid=7)
+    assert (user.state, user.run) == (Path("/home/u/.local/share/alcove"), Path("/run/user/7/alcove"))
+    assert Paths.from_environment({"HOME": "/home/u"}, uid=7).run == Path("/tmp/alcove-7")

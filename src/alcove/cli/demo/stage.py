@@ -79,9 +79,9 @@ class Stage:
             )
         return text
 
-    def json(self, *command: str) -> Any:
+    def json(self, *command: str, status: int = 0) -> Any:
         """Type a command and show and return its JSON."""
-        return json.loads(self.run(*command))
+        return json.loads(self.run(*command, status=status))
 
     def start(self, *command: str, ready: str) -> None:
         """Start a program in the background and wait until its output has the word ``ready``."""

@@ -18,6 +18,7 @@ from typing import Any, Final
 import alcove
 from alcove.cli import output
 from alcove.cli.demo.stage import Stage, chapter, explain
+from alcove.enclave import lifecycle, registry
 from alcove.enclave.allocator import required_mib
 from alcove.enclave.paths import Paths
 from alcove.errors import MachineError, UsageError
@@ -97,8 +98,16 @@ class _Story:
         self._report = report
         self._paths = Paths.from_environment()
         self._secret = secrets.token_hex(16)
+        self._running: set[str] = set()
 
     def tell(self) -> None:
+        try:
+            self._tell()
+        finally:  # a story that breaks off leaves no enclave behind
+            for enclave_id in self._running:
+                lifecycle.terminate_enclave(self._paths, registry.find(self._paths, enclave_id=enclave_id))
+
+    def _tell(self) -> None:
         for part in (self._hello, self._attest, self._refuse, self._verify):
             began = time.monotonic()
             part()
@@ -202,20 +211,22 @@ class _Story:
         started: dict[str, Any] = self._stage.json(
             "nitro-cli", "run-enclave", "--eif-path", eif, "--cpu-count", "2", "--memory", memory, *flags
         )
+        self._running.add(started["EnclaveID"])
         return started
 
     def _end(self, started: dict[str, Any]) -> None:
         self._stage.run("nitro-cli", "terminate-enclave", "--enclave-id", started["EnclaveID"])
+        self._running.discard(started["EnclaveID"])
 
-    def _ask(self, started: dict[str, Any], *request: str) -> dict[str, Any]:
+    def _ask(self, started: dict[str, Any], *request: str, status: int = 0) -> dict[str, Any]:
         answer: dict[str, Any] = self._stage.json(
-            "python", "attested-decrypt/parent.py", "ask", started["EnclaveID"], *request
+            "python", "attested-decrypt/parent.py", "ask", started["EnclaveID"], *request, status=status
         )
         return answer
 
     def _is_refused(self, eif: str, *, debug: bool) -> bool:
         started = self._start(eif, debug=debug)
-        answer = self._ask(started, "decrypt", "--key", self._key, "--ciphertext", "secret.b64")
+        answer = self._ask(started, "decrypt", "--key", self._key, "--ciphertext", "secret.b64", status=1)
         self._end(started)
         error = answer.get("error", {})
         refused = error.get("type") == "AccessDeniedException" and "RecipientAttestation" in error.get("message", "")
