@@ -1,4 +1,4 @@
-.PHONY: setup demo test check bench
+.PHONY: setup demo test check
 .NOTPARALLEL:
 
 setup:
