@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from alcove.cli import output
+from alcove.cli.codes import ERROR_CODES
 from alcove.enclave import config, lifecycle, registry
 from alcove.enclave.paths import Paths
 from alcove.errors import MachineError, UsageError
@@ -96,6 +97,20 @@ def _add_watch(commands: Commands) -> None:
 def _add_image(commands: Commands) -> None:
     parser = _command(commands, "describe-eif", describe_eif, "show what an enclave image holds and measures")
     parser.add_argument("--eif-path", required=True, metavar="FILE")
+    parser = _command(
+        commands,
+        "sign-eif",
+        sign_eif,
+        "sign an enclave image, or replace its signature",
+        "nitro-cli sign-eif --eif-path app.eif --signing-certificate cert.pem --private-key key.pem",
+    )
+    parser.add_argument("--eif-path", metavar="FILE")
+    parser.add_argument("--signing-certificate", metavar="PEM")
+    parser.add_argument("--private-key", metavar="PEM")
+    parser = _command(
+        commands, "explain", explain, "say what an error code means", "nitro-cli explain --error-code E26"
+    )
+    parser.add_argument("--error-code", required=True, metavar="CODE")
     parser = _command(commands, "pcr", pcr, "compute the PCR of a file or of a signing certificate")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--input", metavar="FILE")
@@ -214,6 +229,31 @@ def describe_eif(arguments: argparse.Namespace) -> None:
     from alcove.image.describe import describe_eif as describe  # noqa: PLC0415 - only this command needs it
 
     output.result(describe(Path(arguments.eif_path)))
+
+
+def sign_eif(arguments: argparse.Namespace) -> None:
+    """``sign-eif``."""
+    from alcove.image import sign  # noqa: PLC0415 - only this command needs it
+
+    if arguments.eif_path is None:
+        raise UsageError("the argument `eif-path` is missing", code="E01", hint="give it on the command line")
+    if arguments.signing_certificate is None or arguments.private_key is None:
+        raise UsageError(
+            "the image could not be signed: a certificate and a key are needed; nothing was changed",
+            code="E60",
+            hint="pass --signing-certificate and --private-key",
+        )
+    signer = sign.load_signer(Path(arguments.signing_certificate), Path(arguments.private_key))
+    measurements = sign.sign_eif(Path(arguments.eif_path), signer)
+    output.say("Enclave Image successfully signed.")
+    output.result({"Measurements": measurements.to_json()})
+
+
+def explain(arguments: argparse.Namespace) -> None:
+    """``explain``: on standard error and with status 0, as upstream does."""
+    code = arguments.error_code.upper()
+    name, sentence = ERROR_CODES.get(code, ("", ""))
+    output.say(f"[ {code} ] {name}: {sentence}" if name else f"No such error code {arguments.error_code}")
 
 
 def pcr(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,113 @@
+"""The programs as a person runs them: status, standard output, standard error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alcove.cli.codes import ERROR_CODES
+from alcove.image.builder import NewHeader, NewSection, write_eif
+from alcove.image.format import SectionType
+
+BIN = Path(sys.executable).parent
+METADATA = {
+    "ImageName": "app", "ImageVersion": "1", "BuildMetadata": {
+        "BuildTime": "2026-01-01T00:00:00+00:00", "BuildTool": "t", "BuildToolVersion": "1",
+        "OperatingSystem": "Linux", "KernelVersion": "6",
+    }, "DockerInfo": {}, "CustomMetadata": None,
+}  # fmt: skip
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of ours; whatever happens, it must not show a traceback."""
+    done = subprocess.run([BIN / command[0], *command[1:]], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture
+def key_and_certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A P-384 key and a self-signed certificate."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-nodes", "-days", "2",
+         "-subj", "/CN=signer", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return key, certificate
+
+
+@pytest.fixture
+def eif(tmp_path: Path) -> Path:
+    """A small image; it measures and signs like any other."""
+    path = tmp_path / "app.eif"
+    sections = [
+        (SectionType.KERNEL, b"kernel"),
+        (SectionType.CMDLINE, b"cmdline"),
+        (SectionType.METADATA, json.dumps(METADATA).encode()),
+        (SectionType.RAMDISK, b"boot"),
+        (SectionType.RAMDISK, b"app"),
+    ]
+    write_eif(path, NewHeader(flags=0), [NewSection(kind, [data]) for kind, data in sections])
+    return path
+
+
+def test_a_signed_image_describes_itself(eif: Path, key_and_certificate: tuple[Path, Path]) -> None:
+    """sign-eif, describe-eif and pcr agree about PCR8, and the signature checks."""
+    key, certificate = key_and_certificate
+    signed = run(
+        "nitro-cli",
+        "sign-eif",
+        "--eif-path",
+        str(eif),
+        "--signing-certificate",
+        str(certificate),
+        "--private-key",
+        str(key),
+    )
+    assert signed.returncode == 0, signed.stderr
+    described = json.loads(run("nitro-cli", "describe-eif", "--eif-path", str(eif)).stdout)
+    pcr8 = json.loads(run("nitro-cli", "pcr", "--signing-certificate", str(certificate)).stdout)["PCR8"]
+    assert (described["IsSigned"], described["SignatureCheck"], described["CheckCRC"]) == (True, True, True)
+    assert described["Measurements"] == json.loads(signed.stdout)["Measurements"]
+    assert described["Measurements"]["PCR8"] == pcr8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("sign-eif",), 1),
+        (("sign-eif", "--eif-path", "x.eif"), 60),
+        (("describe-eif", "--eif-path", "/nowhere.eif"), 19),
+        (("pcr", "--input", "/nowhere"), 19),
+        (("run-enclave", "--config", "/nowhere"), 19),
+        (("run-enclave", "--cpu-count", "1"), 2),
+        (("run-enclave", "--cpu-count", "1", "--cpu-ids", "1", "--memory", "64", "--eif-path", "x"), 2),
+        (("build-enclave", "--docker-uri", "x"), 2),
+        (("frobnicate",), 2),
+    ],
+)
+def test_bad_arguments_have_their_status(arguments: tuple[str, ...], status: int) -> None:
+    """cli.md §4: usage errors are 2, errors with a code have its number, and nothing goes to standard output."""
+    done = run("nitro-cli", *arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr
+
+
+def test_explain_knows_every_code() -> None:
+    """cli.md §5.2: E00 to E60 without a gap; an unknown code is said to be unknown, with status 0."""
+    assert list(ERROR_CODES) == [f"E{number:02}" for number in range(61)]
+    assert "InsufficientMemoryRequested" in run("nitro-cli", "explain", "--error-code", "E26").stderr
+    unknown = run("nitro-cli", "explain", "--error-code", "E99")
+    assert (unknown.returncode, unknown.stderr) == (0, "No such error code E99\n")
+
+
+def test_versions_and_help_are_there() -> None:
+    """cli.md §1: the version line of AWS's program, and help with status 0."""
+    assert run("nitro-cli", "--version").stdout == "Nitro CLI 1.5.0\n"
+    for program in ("alcove", "nitro-cli", "vsock-proxy"):
+        assert run(program, "--help").returncode == 0
