@@ -121,7 +121,7 @@ def reserve(paths: Paths, enclave_id: str, decide: Callable[[list[Record]], Reco
         new = EnclavePaths(paths.enclaves / f".{enclave_id}")
         try:
             new.directory.mkdir(mode=0o755)
-            lock = new.lock.open("wb")
+            lock = _open_lock(new.lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             new.record.write_text(json.dumps(asdict(record)))
             new.directory.rename(paths.enclave(enclave_id).directory)
@@ -158,10 +158,15 @@ def free_cid(wanted: Cid | None, records: list[Record]) -> Cid:
     return Cid(cid)
 
 
+def _open_lock(path: Path) -> IO[bytes]:
+    """A lock file that only its owner can open: who can open it can also hold it for ever."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
+
+
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
     try:
-        file = path.open("ab")
+        file = _open_lock(path)
     except OSError as error:
         raise MachineError(f"cannot open `{path}`: {error.strerror}", code="E19") from None
     with file:
