@@ -95,7 +95,7 @@ class Stage:
         deadline = time.monotonic() + _READY_SECONDS
         while ready not in path.read_text():
             if process.poll() is not None or time.monotonic() > deadline:
-                said = path.read_text().strip().splitlines()
+                said = [line for line in path.read_text().splitlines() if line and not line.startswith("hint:")]
                 raise MachineError(f"`{command[0]}` did not start: {said[-1] if said else 'it said nothing'}")
             time.sleep(0.05)
         output.text(path.read_text().rstrip("\n"))

@@ -59,6 +59,8 @@ def tell(report_file: Path | None, keep: Path | None) -> int:
     Returns:
         0 when everything came true, 1 otherwise.
     """
+    if report_file is not None and not report_file.absolute().parent.is_dir():
+        raise UsageError(f"`{report_file}` cannot be written: its directory is not there")
     report = Report()
     began = time.monotonic()
     examples = _examples()
