@@ -7,7 +7,8 @@ setup:
 demo: setup
 	@.venv/bin/alcove demo
 
-test: setup
+test:
+	@scripts/setup --tests
 	@.venv/bin/pytest
 
 check:
