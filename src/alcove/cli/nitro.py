@@ -7,15 +7,13 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from alcove.cli import output
-from alcove.cli.codes import ERROR_CODES
+from alcove.cli import image, output
+from alcove.cli.parsers import Commands, command
 from alcove.enclave import config, lifecycle, registry
 from alcove.enclave.paths import Paths
 from alcove.errors import MachineError, UsageError
 
 NITRO_CLI_VERSION: Final = "1.5.0"
-
-Commands = Any  # argparse's sub-parsers action is private
 
 
 def add_commands(commands: Commands) -> None:
@@ -23,23 +21,11 @@ def add_commands(commands: Commands) -> None:
     _add_build(commands)
     _add_run(commands)
     _add_watch(commands)
-    _add_image(commands)
-
-
-def _command(commands: Commands, name: str, handler: Any, text: str, example: str = "") -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=text,
-        description=text,
-        epilog=f"example:\n  {example}" if example else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(handler=handler)
-    return parser
+    image.add_nitro_commands(commands)
 
 
 def _add_build(commands: Commands) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "build-enclave",
         build_enclave,
@@ -58,7 +44,7 @@ def _add_build(commands: Commands) -> None:
 
 
 def _add_run(commands: Commands) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "run-enclave",
         run_enclave,
@@ -80,41 +66,18 @@ def _add_run(commands: Commands) -> None:
 
 
 def _add_watch(commands: Commands) -> None:
-    parser = _command(commands, "describe-enclaves", describe_enclaves, "list the running enclaves")
+    parser = command(commands, "describe-enclaves", describe_enclaves, "list the running enclaves")
     parser.add_argument("--metadata", action="store_true", help="with the image's name, version and metadata")
-    parser = _command(commands, "terminate-enclave", terminate_enclave, "end an enclave")
+    parser = command(commands, "terminate-enclave", terminate_enclave, "end an enclave")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--enclave-id", metavar="ID")
     which.add_argument("--enclave-name", metavar="NAME")
     which.add_argument("--all", action="store_true")
-    parser = _command(commands, "console", console, "show the console of an enclave in debug mode")
+    parser = command(commands, "console", console, "show the console of an enclave in debug mode")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--enclave-id", metavar="ID")
     which.add_argument("--enclave-name", metavar="NAME")
     parser.add_argument("--disconnect-timeout", metavar="SECONDS")
-
-
-def _add_image(commands: Commands) -> None:
-    parser = _command(commands, "describe-eif", describe_eif, "show what an enclave image holds and measures")
-    parser.add_argument("--eif-path", required=True, metavar="FILE")
-    parser = _command(
-        commands,
-        "sign-eif",
-        sign_eif,
-        "sign an enclave image, or replace its signature",
-        "nitro-cli sign-eif --eif-path app.eif --signing-certificate cert.pem --private-key key.pem",
-    )
-    parser.add_argument("--eif-path", metavar="FILE")
-    parser.add_argument("--signing-certificate", metavar="PEM")
-    parser.add_argument("--private-key", metavar="PEM")
-    parser = _command(
-        commands, "explain", explain, "say what an error code means", "nitro-cli explain --error-code E26"
-    )
-    parser.add_argument("--error-code", required=True, metavar="CODE")
-    parser = _command(commands, "pcr", pcr, "compute the PCR of a file or of a signing certificate")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--input", metavar="FILE")
-    which.add_argument("--signing-certificate", metavar="PEM")
 
 
 def build_enclave(arguments: argparse.Namespace) -> None:
@@ -222,45 +185,3 @@ def _copy_console(paths: Paths, record: registry.Record, seconds: float | None) 
     output.text("Successfully connected to the console.")
     for chunk in stream:
         output.data(chunk)
-
-
-def describe_eif(arguments: argparse.Namespace) -> None:
-    """``describe-eif``."""
-    from alcove.image.describe import describe_eif as describe  # noqa: PLC0415 - only this command needs it
-
-    output.result(describe(Path(arguments.eif_path)))
-
-
-def sign_eif(arguments: argparse.Namespace) -> None:
-    """``sign-eif``."""
-    from alcove.image import sign  # noqa: PLC0415 - only this command needs it
-
-    if arguments.eif_path is None:
-        raise UsageError("the argument `eif-path` is missing", code="E01", hint="give it on the command line")
-    if arguments.signing_certificate is None or arguments.private_key is None:
-        raise UsageError(
-            "the image could not be signed: a certificate and a key are needed; nothing was changed",
-            code="E60",
-            hint="pass --signing-certificate and --private-key",
-        )
-    signer = sign.load_signer(Path(arguments.signing_certificate), Path(arguments.private_key))
-    measurements = sign.sign_eif(Path(arguments.eif_path), signer)
-    output.say("Enclave Image successfully signed.")
-    output.result({"Measurements": measurements.to_json()})
-
-
-def explain(arguments: argparse.Namespace) -> None:
-    """``explain``: on standard error and with status 0, as upstream does."""
-    code = arguments.error_code.upper()
-    name, sentence = ERROR_CODES.get(code, ("", ""))
-    output.say(f"[ {code} ] {name}: {sentence}" if name else f"No such error code {arguments.error_code}")
-
-
-def pcr(arguments: argparse.Namespace) -> None:
-    """``pcr``."""
-    from alcove.image import pcr as measuring  # noqa: PLC0415 - only this command needs it
-
-    if arguments.input is not None:
-        output.result({"PCR": measuring.pcr_of_file(Path(arguments.input)).hex()})
-    else:
-        output.result({"PCR8": measuring.pcr_of_certificate(Path(arguments.signing_certificate)).hex()})

@@ -1,0 +1,75 @@
+"""The commands about image files: AWS's describe-eif, sign-eif, explain and pcr."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from alcove.cli import output
+from alcove.cli.codes import ERROR_CODES
+from alcove.cli.parsers import Commands, command
+from alcove.errors import UsageError
+
+
+def add_nitro_commands(commands: Commands) -> None:
+    """Add AWS's commands about images."""
+    parser = command(commands, "describe-eif", describe_eif, "show what an enclave image holds and measures")
+    parser.add_argument("--eif-path", required=True, metavar="FILE")
+    parser = command(
+        commands,
+        "sign-eif",
+        sign_eif,
+        "sign an enclave image, or replace its signature",
+        "nitro-cli sign-eif --eif-path app.eif --signing-certificate cert.pem --private-key key.pem",
+    )
+    parser.add_argument("--eif-path", metavar="FILE")
+    parser.add_argument("--signing-certificate", metavar="PEM")
+    parser.add_argument("--private-key", metavar="PEM")
+    parser = command(commands, "explain", explain, "say what an error code means", "nitro-cli explain --error-code E26")
+    parser.add_argument("--error-code", required=True, metavar="CODE")
+    parser = command(commands, "pcr", pcr, "compute the PCR of a file or of a signing certificate")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--input", metavar="FILE")
+    which.add_argument("--signing-certificate", metavar="PEM")
+
+
+def describe_eif(arguments: argparse.Namespace) -> None:
+    """``describe-eif``."""
+    from alcove.image.describe import describe_eif as describe  # noqa: PLC0415 - only this command needs it
+
+    output.result(describe(Path(arguments.eif_path)))
+
+
+def sign_eif(arguments: argparse.Namespace) -> None:
+    """``sign-eif``."""
+    from alcove.image import sign  # noqa: PLC0415 - only this command needs it
+
+    if arguments.eif_path is None:
+        raise UsageError("the argument `eif-path` is missing", code="E01", hint="give it on the command line")
+    if arguments.signing_certificate is None or arguments.private_key is None:
+        raise UsageError(
+            "the image could not be signed: a certificate and a key are needed; nothing was changed",
+            code="E60",
+            hint="pass --signing-certificate and --private-key",
+        )
+    signer = sign.load_signer(Path(arguments.signing_certificate), Path(arguments.private_key))
+    measurements = sign.sign_eif(Path(arguments.eif_path), signer)
+    output.say("Enclave Image successfully signed.")
+    output.result({"Measurements": measurements.to_json()})
+
+
+def explain(arguments: argparse.Namespace) -> None:
+    """``explain``: on standard error and with status 0, as upstream does."""
+    code = arguments.error_code.upper()
+    name, sentence = ERROR_CODES.get(code, ("", ""))
+    output.say(f"[ {code} ] {name}: {sentence}" if name else f"No such error code {arguments.error_code}")
+
+
+def pcr(arguments: argparse.Namespace) -> None:
+    """``pcr``."""
+    from alcove.image import pcr as measuring  # noqa: PLC0415 - only this command needs it
+
+    if arguments.input is not None:
+        output.result({"PCR": measuring.pcr_of_file(Path(arguments.input)).hex()})
+    else:
+        output.result({"PCR8": measuring.pcr_of_certificate(Path(arguments.signing_certificate)).hex()})
