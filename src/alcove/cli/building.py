@@ -1,46 +1,36 @@
-"""build-enclave: from flags to a build request, with Alcove's own kernel and init unless others are given."""
+"""build-enclave: its flags. What it does is in ``image_build``, which loads when the command runs."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from pathlib import Path
+import os
 
 from alcove.cli import output
-from alcove.enclave.paths import Paths
-from alcove.errors import UsageError
-from alcove.guest import DEFAULT_CMDLINE, init_binary
-from alcove.image.blobs import Blobs
-from alcove.image.build import BuildRequest, build_enclave
-from alcove.image.sign import load_signer
-from alcove.image.signing import Signer
-from alcove.image.sources.tools_tree import ensure_tools_tree
-from alcove.types import Measurements
+from alcove.cli.parsers import Commands, command
 
 
-def build(arguments: argparse.Namespace) -> Measurements:
-    """Build the image that the flags ask for."""
-    request = BuildRequest(
-        docker_uri=arguments.docker_uri,
-        docker_dir=None if arguments.docker_dir is None else Path(arguments.docker_dir),
-        output_file=Path(arguments.output_file),
-        blobs=Blobs.from_directory(Path(arguments.blobs)) if arguments.blobs else default_blobs(),
-        name=arguments.name,
-        version=arguments.version,
-        metadata=None if arguments.metadata is None else Path(arguments.metadata),
-        signer=_signer(arguments),
+def add_commands(commands: Commands) -> None:
+    """Add build-enclave."""
+    parser = command(
+        commands,
+        "build-enclave",
+        build_enclave,
+        "make an enclave image (EIF) from a container image",
+        "nitro-cli build-enclave --docker-dir . --docker-uri app:latest --output-file app.eif",
     )
-    return build_enclave(request, output.say)
+    parser.add_argument("--docker-uri", required=True, metavar="IMAGE", help="docker-archive: and oci: forms work too")
+    parser.add_argument("--docker-dir", metavar="DIR", help="build the Dockerfile in this directory first")
+    parser.add_argument("--output-file", required=True, metavar="FILE")
+    parser.add_argument("--signing-certificate", metavar="PEM")
+    parser.add_argument("--private-key", metavar="PEM")
+    parser.add_argument("--name", help="the image's name")
+    parser.add_argument("--version", help="the image's version")
+    parser.add_argument("--metadata", metavar="JSON", help="a file of at most 4096 bytes")
+    parser.add_argument("--blobs", metavar="DIR", default=os.environ.get("NITRO_CLI_BLOBS"), help="AWS's boot files")
 
 
-def _signer(arguments: argparse.Namespace) -> Signer | None:
-    certificate, key = arguments.signing_certificate, arguments.private_key
-    if (certificate is None) != (key is None):
-        raise UsageError("--signing-certificate and --private-key need each other")
-    return None if certificate is None else load_signer(Path(certificate), Path(key))
+def build_enclave(arguments: argparse.Namespace) -> None:
+    """``build-enclave``."""
+    from alcove.cli.image_build import build  # noqa: PLC0415 - only this command needs the image room
 
-
-def default_blobs() -> Blobs:
-    """The tools tree's kernel and modules, our init, our command line."""
-    tools = ensure_tools_tree(Paths.from_environment().state, output.say)
-    return dataclasses.replace(Blobs.from_tools_tree(tools, init_binary("x86_64")), cmdline=DEFAULT_CMDLINE)
+    output.result({"Measurements": build(arguments).to_json()})

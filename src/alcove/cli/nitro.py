@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any, Final
 
-from alcove.cli import image, output
+from alcove.cli import building, image, output
 from alcove.cli.parsers import Commands, command
 from alcove.enclave import config, lifecycle, registry
 from alcove.enclave.paths import Paths
@@ -18,29 +17,10 @@ NITRO_CLI_VERSION: Final = "1.5.0"
 
 def add_commands(commands: Commands) -> None:
     """Add AWS's commands to a program."""
-    _add_build(commands)
+    building.add_commands(commands)
     _add_run(commands)
     _add_watch(commands)
     image.add_nitro_commands(commands)
-
-
-def _add_build(commands: Commands) -> None:
-    parser = command(
-        commands,
-        "build-enclave",
-        build_enclave,
-        "make an enclave image (EIF) from a container image",
-        "nitro-cli build-enclave --docker-dir . --docker-uri app:latest --output-file app.eif",
-    )
-    parser.add_argument("--docker-uri", required=True, metavar="IMAGE", help="docker-archive: and oci: forms work too")
-    parser.add_argument("--docker-dir", metavar="DIR", help="build the Dockerfile in this directory first")
-    parser.add_argument("--output-file", required=True, metavar="FILE")
-    parser.add_argument("--signing-certificate", metavar="PEM")
-    parser.add_argument("--private-key", metavar="PEM")
-    parser.add_argument("--name", help="the image's name")
-    parser.add_argument("--version", help="the image's version")
-    parser.add_argument("--metadata", metavar="JSON", help="a file of at most 4096 bytes")
-    parser.add_argument("--blobs", metavar="DIR", default=os.environ.get("NITRO_CLI_BLOBS"), help="AWS's boot files")
 
 
 def _add_run(commands: Commands) -> None:
@@ -78,13 +58,6 @@ def _add_watch(commands: Commands) -> None:
     which.add_argument("--enclave-id", metavar="ID")
     which.add_argument("--enclave-name", metavar="NAME")
     parser.add_argument("--disconnect-timeout", metavar="SECONDS")
-
-
-def build_enclave(arguments: argparse.Namespace) -> None:
-    """``build-enclave``."""
-    from alcove.cli.building import build  # noqa: PLC0415 - only this command needs the image room
-
-    output.result({"Measurements": build(arguments).to_json()})
 
 
 def run_enclave(arguments: argparse.Namespace) -> None:
