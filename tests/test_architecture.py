@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "alcove"
 # room → rooms that it may import (design: "Layout"); errors and types are free to all.
 LAYERS: dict[str, set[str]] = {
     "codec": set(),
+    "pkcs11": set(),
     "image": {"codec"},
     "attestation": {"codec"},
     "machine": {"codec"},
@@ -25,7 +26,7 @@ LAYERS: dict[str, set[str]] = {
     "apps": {"codec", "sdk"},
     "testing": {"codec", "image", "attestation", "devices", "kms", "sdk"},
 }
-FREE = {"errors", "types", "__init__", ""}
+FREE = {"errors", "types", "pkcs11", "__init__", ""}
 SHELL_MODULES = {
     "asyncio", "fcntl", "http", "mmap", "os", "random", "secrets", "select", "selectors", "shutil", "signal",
     "socket", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "urllib.request", "uvicorn",
