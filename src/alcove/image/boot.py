@@ -128,7 +128,7 @@ def _extract(file: BinaryIO, eif: Eif, kernel: Path, initrd: Path) -> Measurer:
     with kernel.open("wb") as kernel_file, initrd.open("wb") as initrd_file:
         targets = {SectionType.KERNEL: kernel_file, SectionType.RAMDISK: initrd_file}
 
-        def write(section: Section, chunk: bytes) -> None:
+        def write(section: Section, chunk: memoryview) -> None:
             if section.type in targets:
                 targets[section.type].write(chunk)
 

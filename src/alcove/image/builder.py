@@ -30,6 +30,7 @@ from alcove.image.format import (
     SectionHeader,
     SectionType,
 )
+from alcove.image.lanes import Piece, gathered, hash_pieces
 from alcove.image.measure import Measurer, crc32, crc32_joined
 from alcove.types import Digest384
 
@@ -151,13 +152,18 @@ class _Body:
             raise ImageFormatError(f"more than {MAX_SECTIONS} sections", field="num_sections")
         start = self.position
         self._file.write(bytes(SECTION_HEADER_SIZE))
-        self.measurer.section(section.type)
+        feeds = self.measurer.section(section.type)
         size = data_crc = 0
-        for chunk in section.data:
-            self._file.write(chunk)
-            self.measurer.update(chunk)
-            data_crc = crc32(chunk, data_crc)
-            size += len(chunk)
+
+        def pieces() -> Iterator[Piece]:
+            nonlocal size, data_crc
+            for chunk in gathered(section.data):
+                self._file.write(chunk)
+                data_crc = crc32(chunk, data_crc)
+                size += len(chunk)
+                yield feeds, chunk
+
+        hash_pieces(pieces())
         head = SectionHeader(section.type, size, section.flags).pack()
         self._file.seek(start)
         self._file.write(head)

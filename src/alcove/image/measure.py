@@ -14,13 +14,23 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from typing import Final
+from typing import Final, Protocol
 
 from alcove.image.format import SectionType
 from alcove.types import Digest384, Measurements
 
 _POLYNOMIAL: Final = 0xEDB88320  # CRC-32/ISO-HDLC, bits reversed
 _ONE: Final = 1 << 31  # the polynomial 1 in the same order of bits
+
+
+class Feed(Protocol):
+    """What data goes into: a hash."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """More data."""
+
+
+Feeds = tuple[Feed, ...]  # of a section: two, or none
 
 
 def pcr(content: bytes) -> Digest384:
@@ -42,10 +52,10 @@ class Measurer:
     def __init__(self) -> None:
         self._image, self._boot, self._application = (hashlib.sha384() for _ in range(3))
         self._ramdisks = 0
-        self._feeds: tuple[hashlib._Hash, ...] = ()
+        self._feeds: Feeds = ()
 
-    def section(self, kind: SectionType) -> None:
-        """A section of type `kind` begins."""
+    def section(self, kind: SectionType) -> Feeds:
+        """A section of type `kind` begins; the hashes that its data goes into, for who feeds them without `update`."""
         if kind in (SectionType.KERNEL, SectionType.CMDLINE):
             self._feeds = (self._image, self._boot)
         elif kind is SectionType.RAMDISK:
@@ -53,8 +63,9 @@ class Measurer:
             self._ramdisks += 1
         else:
             self._feeds = ()
+        return self._feeds
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         """More data of the section that began last."""
         for feed in self._feeds:
             feed.update(data)
@@ -98,6 +109,6 @@ def _power_of_x(exponent: int) -> int:
     return result
 
 
-def crc32(data: bytes, start: int = 0) -> int:
+def crc32(data: bytes | memoryview, start: int = 0) -> int:
     """CRC-32 of `data`, going on from `start` (eif.md §1.3)."""
     return zlib.crc32(data, start)

@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from io import BufferedIOBase
+from typing import BinaryIO, Final, cast
 
 from alcove.errors import ImageFormatError
 from alcove.image.format import (
@@ -27,6 +28,7 @@ from alcove.image.format import (
     SectionHeader,
     SectionType,
 )
+from alcove.image.lanes import Piece, buffers, hash_pieces
 from alcove.image.measure import Measurer, crc32
 
 CHUNK: Final = 1 << 20
@@ -182,7 +184,7 @@ def read_section(file: BinaryIO, section: Section | None) -> bytes:
 
 
 def measure_eif(
-    file: BinaryIO, eif: Eif, sink: Callable[[Section, bytes], object] | None = None
+    file: BinaryIO, eif: Eif, sink: Callable[[Section, memoryview], object] | None = None
 ) -> tuple[Measurer, int]:
     """One pass over the image: a measurer that has taken every section, and the CRC-32 of the content.
 
@@ -192,16 +194,40 @@ def measure_eif(
     Args:
         file: The image.
         eif: Its structure.
-        sink: Gets each chunk of data with the section it belongs to, so that what is used is what was measured.
+        sink: Gets each chunk of data, in order, with the section it belongs to, so that what is used is what was
+            measured. The chunk holds until the sink returns; the sink may be called by another thread.
+
+    Raises:
+        ImageFormatError: When the file ends before its last section does.
     """
-    measurer = Measurer()
     crc = crc32(read_at(file, 0, CRC_OFFSET))
-    for section in eif.sections:
-        crc = crc32(read_at(file, section.offset, SECTION_HEADER_SIZE), crc)
-        measurer.section(section.type)
-        for chunk in chunks(file, section.data_offset, section.size):
-            crc = crc32(chunk, crc)
-            measurer.update(chunk)
-            if sink is not None:
-                sink(section, chunk)
+    measurer = Measurer()
+
+    def pieces() -> Iterator[Piece]:
+        nonlocal crc
+        room = buffers()
+        for section in eif.sections:
+            crc = crc32(read_at(file, section.offset, SECTION_HEADER_SIZE), crc)
+            feeds = measurer.section(section.type)
+            for chunk in _chunks_into(room, file, section.data_offset, section.size):
+                crc = crc32(chunk, crc)
+                if sink is not None:
+                    sink(section, chunk)
+                yield feeds, chunk
+
+    hash_pieces(pieces())
     return measurer, crc
+
+
+def _chunks_into(room: Iterator[memoryview], file: BinaryIO, offset: int, size: int) -> Iterator[memoryview]:
+    """As `chunks`, into buffers that are used again."""
+    reader = cast("BufferedIOBase", file)  # typing.BinaryIO has no readinto; every binary file has
+    while size:
+        reader.seek(offset)
+        buffer = next(room)[:size]
+        count = reader.readinto(buffer)
+        if not count:
+            raise ImageFormatError("the file ended while it was read", field="data", offset=offset)
+        yield buffer[:count].toreadonly()
+        offset += count
+        size -= count
