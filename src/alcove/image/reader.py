@@ -3,22 +3,27 @@
 What is refused, and what other readers do instead, is the table in eif.md §6. In order:
 
 1. the header: magic, version, number of sections
-2. every section header: where the header's array says, its size the one in the array (§8 trap 1 excepted)
-3. sections neither overlap nor leave gaps (gaps pass when `lenient`), and end with the file
+2. every section header: where the header's array says, its size the one in the array ¹
+3. sections neither overlap nor leave gaps ², and end with the file ²
 4. one kernel, one command line, at most one signature and metadata section; ramdisks after the kernel
-5. limits: a signature from version 3, of 32768 bytes at most; metadata from version 4
+5. limits: a signature from version 3, of 32768 bytes at most; metadata from version 4 ²
+
+¹ a signature's size may differ (§8 trap 1), any when `lenient`   ² not when `lenient`
+
+What passed although nitro-cli would not write it, reserved bits included, is among the image's `findings`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
 from typing import BinaryIO, Final, cast
 
 from alcove.errors import ImageFormatError
 from alcove.image.format import (
+    ARCHITECTURE_FLAG,
     CRC_OFFSET,
     HEADER_SIZE,
     MAX_OFFSET,
@@ -63,13 +68,43 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about an image that was tolerated."""
+
+    message: str
+    field: str
+    offset: int
+
+    def error(self) -> ImageFormatError:
+        """The error for who does not tolerate it."""
+        return ImageFormatError(self.message, field=self.field, offset=self.offset)
+
+    def __str__(self) -> str:
+        return self.error().message
+
+
+@dataclass(frozen=True, slots=True)
 class Eif:
-    """An image whose structure was checked; `warnings` says what was tolerated."""
+    """An image whose structure was checked; `findings` holds what was tolerated, in file order."""
 
     header: EifHeader
     sections: tuple[Section, ...]
     size: int
-    warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The findings as texts."""
+        return tuple(str(finding) for finding in self.findings)
+
+    def refuse_findings(self) -> None:
+        """Tolerate nothing.
+
+        Raises:
+            ImageFormatError: E35 for the first finding, when there is one.
+        """
+        if self.findings:
+            raise self.findings[0].error()
 
     def find(self, kind: SectionType) -> Section | None:
         """The section of that type, if there is one."""
@@ -86,58 +121,104 @@ def read_eif(file: BinaryIO, *, lenient: bool = False) -> Eif:
 
     Args:
         file: A seekable binary file.
-        lenient: Accept gaps between sections and bytes after the last.
+        lenient: Tolerate what the recipe says; what is tolerated is measured by the section headers' sizes.
 
     Raises:
         ImageFormatError: When a rule is broken; the error carries field and offset.
     """
     size = file.seek(0, os.SEEK_END)
-    header = EifHeader.parse(read_at(file, 0, HEADER_SIZE))
+    header = EifHeader.parse(read_at(file, 0, HEADER_SIZE))  # 1
+    findings = _Findings(lenient)
+    findings.note(*_header_findings(header))
     sections: list[Section] = []
-    warnings: list[str] = []
     expected = HEADER_SIZE
     for index in range(header.num_sections):
-        _check_place(header.section_offsets[index], expected, lenient=lenient)
-        section, warning = _section(file, header, index, size)
+        findings.fault(_misplaced(header, index, expected))  # 3
+        section = _section(file, header, index, size)  # 2
+        stale = _stale_size(header, index, section)
+        if section.type is SectionType.SIGNATURE:
+            findings.note(*stale)
+        else:
+            findings.fault(stale)
+        findings.note(*_section_findings(section))
         sections.append(section)
-        warnings += [warning] if warning else []
         expected = section.end
-    if expected != size and not lenient:
-        raise ImageFormatError(f"{size - expected} bytes follow the last section", field="sections", offset=expected)
-    _check_kinds(header, sections)
-    return Eif(header, tuple(sections), size, tuple(warnings))
+    if expected != size:
+        findings.fault([Finding(f"{size - expected} bytes follow the last section", "sections", expected)])
+    _check_kinds(header, sections)  # 4, 5
+    if header.version >= 4 and all(section.type is not SectionType.METADATA for section in sections):
+        findings.fault([Finding("no metadata section, which version 4 demands", "sections", 0x1A)])
+    return Eif(header, tuple(sections), size, findings.sorted())
 
 
-def _section(file: BinaryIO, header: EifHeader, index: int, file_size: int) -> tuple[Section, str | None]:
+class _Findings:
+    """What was found so far; `fault` raises instead unless `lenient`."""
+
+    def __init__(self, lenient: bool) -> None:
+        self._lenient = lenient
+        self._found: list[Finding] = []
+
+    def note(self, *found: Finding) -> None:
+        self._found += found
+
+    def fault(self, found: Iterable[Finding]) -> None:
+        for finding in found:
+            if not self._lenient:
+                raise finding.error()
+            self._found.append(finding)
+
+    def sorted(self) -> tuple[Finding, ...]:
+        return tuple(sorted(self._found, key=lambda finding: finding.offset))
+
+
+def _misplaced(header: EifHeader, index: int, expected: int) -> Iterator[Finding]:
+    offset = header.section_offsets[index]
+    if offset < expected:
+        raise ImageFormatError("the section overlaps what is before it", field="section_offsets", offset=offset)
+    if gap := offset - expected:
+        yield Finding(f"a gap of {gap} bytes before the section", "section_offsets", expected)
+
+
+def _section(file: BinaryIO, header: EifHeader, index: int, file_size: int) -> Section:
     offset, declared = header.section_offsets[index], header.section_sizes[index]
     field = f"section_offsets[{index}]"
     if offset + SECTION_HEADER_SIZE + declared > MAX_OFFSET or offset + SECTION_HEADER_SIZE > file_size:
-        raise ImageFormatError(
-            f"{offset} is outside the image of {file_size} bytes", field=field, offset=0x1C + 8 * index
-        )
+        message = f"{offset} is outside the image of {file_size} bytes"
+        raise ImageFormatError(message, field=field, offset=0x1C + 8 * index)
     inner = SectionHeader.parse(read_at(file, offset, SECTION_HEADER_SIZE), offset)
     section = Section(inner.type, inner.flags, offset, inner.size)
     if section.end > file_size:
-        raise ImageFormatError(
-            f"{inner.size} bytes of data run past the end of the image", field="section_size", offset=offset + 4
-        )
+        message = f"{inner.size} bytes of data run past the end of the image"
+        raise ImageFormatError(message, field="section_size", offset=offset + 4)
     if inner.size > _AT_MOST.get(inner.type, MAX_OFFSET):
         name = inner.type.name.lower()
         raise ImageFormatError(f"{inner.size} bytes are too many for a {name} section", field=field, offset=offset + 4)
-    if inner.size == declared:
-        return section, None
-    message = f"the header says {declared} bytes, the section itself {inner.size}"
-    if inner.type is not SectionType.SIGNATURE:
-        raise ImageFormatError(message, field=f"section_sizes[{index}]", offset=0x11C + 8 * index)
-    return section, f"signature section: {message} (nitro-cli writes this when it signs an image again)"
+    return section
 
 
-def _check_place(offset: int, expected: int, *, lenient: bool) -> None:
-    if offset < expected:
-        raise ImageFormatError("the section overlaps what is before it", field="section_offsets", offset=offset)
-    if offset > expected and not lenient:
-        gap = offset - expected
-        raise ImageFormatError(f"a gap of {gap} bytes before the section", field="section_offsets", offset=expected)
+def _stale_size(header: EifHeader, index: int, section: Section) -> Iterator[Finding]:
+    declared = header.section_sizes[index]
+    if declared != section.size:
+        message = f"the header says {declared} bytes, the {section.type.name.lower()} section itself {section.size}"
+        if section.type is SectionType.SIGNATURE:
+            message += "; nitro-cli writes this when it signs an image again"
+        yield Finding(message, f"section_sizes[{index}]", 0x11C + 8 * index)
+
+
+def _header_findings(header: EifHeader) -> Iterator[Finding]:
+    if unknown := header.flags & ~ARCHITECTURE_FLAG:
+        yield Finding(f"bits {unknown:#06x} are set, which the format reserves", "flags", 6)
+    for value, field, offset in ((header.reserved, "reserved", 0x18), (header.unused, "unused", 0x21C)):
+        if value:
+            yield Finding(f"{value} instead of 0", field, offset)
+    count = header.num_sections
+    if any(header.section_offsets[count:]) or any(header.section_sizes[count:]):
+        yield Finding("entries after the last section are set", "section_offsets", 0x1C + 8 * count)
+
+
+def _section_findings(section: Section) -> Iterator[Finding]:
+    if section.flags:
+        yield Finding(f"{section.flags:#06x} instead of 0 in a section header", "flags", section.offset + 2)
 
 
 def _check_kinds(header: EifHeader, sections: list[Section]) -> None:
@@ -148,8 +229,6 @@ def _check_kinds(header: EifHeader, sections: list[Section]) -> None:
     for kind in (SectionType.SIGNATURE, SectionType.METADATA):
         if counts[kind] > 1:
             raise ImageFormatError(f"more than one {kind.name.lower()} section", field="sections")
-    if header.version >= 4 and not counts[SectionType.METADATA]:
-        raise ImageFormatError("no metadata section, which version 4 demands", field="sections")
     if header.version < 3 and counts[SectionType.SIGNATURE]:
         raise ImageFormatError("a signature section, which version 2 does not have", field="sections")
     kinds = [section.type for section in sections]
