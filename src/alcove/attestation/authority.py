@@ -1,47 +1,37 @@
 """The certificate authority in a state directory (attestation.md §4.3): the machine's own root of trust.
 
-    <directory>/                              0700
-        .lock                                 held while anything is written
-        root.pem                              0644, the certificate to give to verifiers
-        root-key.pem                          0600
-        <region>/regional.pem, zonal.pem      0600, each its certificate and its key
-        <region>/<instance id>.pem            the same
-        retired/<fingerprint>.pem             0644, certificates of former roots
-
-An authority is renewed together with its key while it still outlives everything that it has to sign. Each file is
-replaced as a whole, so that a certificate and its key never come apart.
+The root signs regional certificates and nothing else, so its key may be away (`root_key`) for as long as the regional
+certificate lasts. Everything below is renewed, together with its key, while it still outlives all that it has to sign.
+Where that cannot be, since the issuer above is at its end and the root's key away, the old certificate serves until it
+can no longer sign a leaf. The files are `store`'s.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 import secrets
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 
 from alcove.attestation import pki
 from alcove.attestation.attester import PARENT_RENEWAL, ParentIdentity
-from alcove.attestation.pki import Issuer
+from alcove.attestation.files import PRIVATE, PUBLIC, locked, make_directory, remove_file, write_file
+from alcove.attestation.pki import Issuer, Organization
+from alcove.attestation.root_key import NewKey
+from alcove.attestation.store import Entry, Store, common_name, is_issued_by, pem, read_entry
 from alcove.attestation.verify import Root
-from alcove.errors import MachineError, UsageError
+from alcove.errors import AlcoveError, MachineError, UsageError
 
-__all__ = ["Authority", "ParentIdentity", "default_instance_id"]
+__all__ = ["Authority", "Level", "ParentIdentity", "Place", "default_instance_id"]
 
 # What each authority must have left to sign another child: the child's life, and the child's own reserve.
 ZONAL_RENEWAL: Final = pki.INSTANCE_LIFE + PARENT_RENEWAL
@@ -49,137 +39,310 @@ REGIONAL_RENEWAL: Final = pki.ZONAL_LIFE + ZONAL_RENEWAL
 BOARD_ASSET_TAG: Final = Path("/sys/devices/virtual/dmi/id/board_asset_tag")  # EC2 puts the instance id here
 
 _INSTANCE_ID: Final = re.compile(r"i-[0-9a-f]{17}")
-_PRIVATE: Final = 0o600
-_PUBLIC: Final = 0o644
+
+
+class Level(StrEnum):
+    """An issuer below the root."""
+
+    REGIONAL = "regional"
+    ZONAL = "zonal"
+    INSTANCE = "instance"
+
+    @property
+    def span(self) -> timedelta:
+        """From its issue to its end."""
+        regional, zonal = pki.REGIONAL_LIFE - pki.AUTHORITY_BACKDATE, pki.ZONAL_LIFE - pki.AUTHORITY_BACKDATE
+        lives = {Level.REGIONAL: regional, Level.ZONAL: zonal}
+        return lives.get(self, pki.INSTANCE_LIFE - pki.INSTANCE_BACKDATE)
+
+    @property
+    def reserve(self) -> timedelta:
+        """What it has left when it is renewed."""
+        return {Level.REGIONAL: REGIONAL_RENEWAL, Level.ZONAL: ZONAL_RENEWAL}.get(self, PARENT_RENEWAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """For whom a chain is: a Region and an instance's id, both of which become names of files.
+
+    Raises:
+        UsageError: One of them cannot be.
+    """
+
+    region: str
+    instance_id: str
+
+    def __post_init__(self) -> None:
+        """Raises UsageError as above."""
+        pki.check_region(self.region)
+        pki.check_instance_id(self.instance_id)
 
 
 class Authority:
-    """The root in a directory and the chains below it; made by `create`, `load` or `open`."""
+    """The root in a directory and the chains below it; made by `create`, `load` or `open`.
 
-    def __init__(self, directory: Path, root: Issuer) -> None:
-        self._directory = directory
-        self._root = root
+    Args:
+        store: Its files.
+        passphrase: What opens the root's key, when that is protected; None for what the environment says.
+    """
+
+    def __init__(self, store: Store, passphrase: bytes | None = None) -> None:
+        self.store: Final = store
+        self._passphrase = passphrase
+        self.certificate: Final = store.root()
 
     @classmethod
-    def create(cls, directory: Path, now: datetime | None = None) -> Authority:
-        """A new root in `directory`.
+    def create(
+        cls,
+        directory: Path,
+        now: datetime | None = None,
+        *,
+        key: NewKey | None = None,
+        owner: Organization | None = None,
+        years: int = pki.ROOT_YEARS,
+    ) -> Authority:
+        """A new root in `directory`, whose key lives where `key` says.
 
         Raises:
-            UsageError: There is a root already.
+            UsageError: There is a root already, or the key cannot live there.
+            MachineError: A file cannot be written, or the token cannot be used.
         """
-        with _locked(directory):
-            if (directory / "root.pem").exists():
-                raise UsageError(f"there is a root in `{directory}` already")
-            return cls._make(directory, now or datetime.now(UTC))
+        with locked(directory):
+            if (store := Store(directory)).root_path.exists():
+                raise UsageError(
+                    f"there is a root in `{directory}` already", hint="`alcove ca rotate --root` makes another"
+                )
+            _make_root(store, key or NewKey(), owner, years, now or datetime.now(UTC))
+            return cls(store, (key or NewKey()).passphrase)
 
     @classmethod
-    def load(cls, directory: Path) -> Authority:
+    def load(cls, directory: Path, passphrase: bytes | None = None) -> Authority:
         """The root in `directory`.
 
         Raises:
             UsageError: There is none.
-            MachineError: Its files cannot be read or do not belong together.
+            MachineError: Its files cannot be read.
         """
-        if not (directory / "root.pem").exists():
-            raise UsageError(f"there is no root in `{directory}`", hint="make one with `alcove ca init`")
-        return cls(directory, _read_issuer(directory / "root.pem", directory / "root-key.pem"))
+        return cls(Store(directory), passphrase)
 
     @classmethod
     def open(cls, directory: Path) -> Authority:
         """The root in `directory`, made when there is none; errors as in `load`."""
-        with _locked(directory):
-            if (directory / "root.pem").exists():
-                return cls.load(directory)
-            return cls._make(directory, datetime.now(UTC))
+        with locked(directory):
+            if not (store := Store(directory)).root_path.exists():
+                _make_root(store, NewKey(), None, pki.ROOT_YEARS, datetime.now(UTC))
+            _finish_switch(store)
+            return cls(store)
 
-    @classmethod
-    def rotate(cls, directory: Path, now: datetime | None = None) -> Authority:
-        """A new root in the place of the old one, whose certificate is kept under ``retired/``.
+    def prepare_root(
+        self,
+        key: NewKey | None = None,
+        *,
+        owner: Organization | None = None,
+        years: int = pki.ROOT_YEARS,
+        now: datetime | None = None,
+    ) -> Root:
+        """Make the root that is to come; nothing is signed with it until `switch_root`.
 
-        Verifiers refuse new documents until they trust the new root. Errors as in `load`.
+        Verifiers get its certificate before that, so that there is no moment at which they refuse documents.
+
+        Raises:
+            UsageError: There is one already.
         """
-        with _locked(directory):
-            old = cls.load(directory)
-            retired = directory / "retired"
-            _make_directory(retired)
-            _write(retired / f"{old.root.hex}.pem", old.root_path.read_bytes(), _PUBLIC)
-            old.root_path.unlink()  # from here on a crash leaves a directory without a root, and `open` makes one
-            return cls._make(directory, now or datetime.now(UTC))
+        coming = self.store.next
+        with locked(self.store.directory):
+            _finish_switch(self.store)
+            if coming.root_path.exists():
+                raise UsageError(
+                    "there is a root to come already", hint="`alcove ca rotate --root --switch` changes to it"
+                )
+            make_directory(coming.directory)
+            owner = owner or Organization.of(self.certificate)
+            _make_root(coming, key or NewKey(), owner, years, now or datetime.now(UTC))
+        return Root.from_pem(pem(coming.root()))
 
-    @classmethod
-    def _make(cls, directory: Path, now: datetime) -> Authority:
-        root = pki.issue_root(_new_key(), serial=_serial(16), now=now)
-        _write(
-            directory / "root-key.pem", _pem_key(root), _PRIVATE
-        )  # the certificate comes last: with it, all is there
-        _write(directory / "root.pem", _pem_certificate(root), _PUBLIC)
-        return cls(directory, root)
+    def switch_root(self, passphrase: bytes | None = None) -> Authority:
+        """Change to the root that `prepare_root` made; the old certificate stays trusted here, as a former root.
+
+        The old root's key is removed, when it is in this directory; a protected file elsewhere and a token are left.
+
+        Raises:
+            UsageError: There is no root to come.
+        """
+        with locked(self.store.directory):
+            _finish_switch(self.store)
+            if not self.store.next.root_path.exists():
+                raise UsageError("there is no root to come", hint="`alcove ca rotate --root` makes one")
+            _replace_root(self.store, self.store.next.root())
+            _finish_switch(self.store)
+        return Authority(self.store, passphrase)
+
+    def adopt_root(self, certificate: x509.Certificate) -> None:
+        """Put another machine's root in the place of this one, which becomes a former root. The lock must be held."""
+        _replace_root(self.store, certificate)
+        remove_file(self.store.root_key_path)
+
+    def forget_root(self, fingerprint: str) -> None:
+        """Trust a former root, named by the start of its fingerprint, no longer; UsageError when it is not one."""
+        with locked(self.store.directory):
+            paths = list(self.store.directory.glob("retired/*.pem"))
+            found = [path for path in paths if len(fingerprint) >= 8 and path.stem.startswith(fingerprint.lower())]
+            if len(found) != 1:
+                raise UsageError(f"`{fingerprint}` names no former root", hint="`alcove ca show` lists them")
+            remove_file(found[0])
 
     @property
     def root_path(self) -> Path:
         """The root's certificate, PEM."""
-        return self._directory / "root.pem"
+        return self.store.root_path
 
     @property
     def root(self) -> Root:
         """The root as a trust anchor."""
-        return Root.from_pem(_pem_certificate(self._root))
+        return Root.from_pem(pem(self.certificate))
 
-    def parent_identity(self, instance_id: str, region: str, now: datetime) -> ParentIdentity:
+    @property
+    def trusted(self) -> tuple[Root, ...]:
+        """The root, the one to come and the former ones: what a verifier on this machine accepts."""
+        coming = [self.store.next.root()] if self.store.next.root_path.exists() else []
+        roots = [Root.from_pem(pem(certificate)) for certificate in (*coming, *self.store.former_roots())]
+        return tuple(dict.fromkeys((self.root, *roots)))
+
+    @contextlib.contextmanager
+    def root_issuer(self, now: datetime) -> Iterator[Issuer]:
+        """The root with its key, for as long as the context lasts.
+
+        Raises:
+            MachineError: The key is not here or does not belong to the root, or the root is not valid at `now`.
+        """
+        start, end = self.certificate.not_valid_before_utc, self.certificate.not_valid_after_utc
+        if not start <= now <= end:
+            raise MachineError(
+                f"the root, valid from {start.isoformat()} to {end.isoformat()}, cannot sign now",
+                hint="look at the machine's clock, or make a new root with `alcove ca rotate --root`",
+            )
+        with self.store.key_place().open(self._passphrase) as key:
+            if pki.public_key(key) != self.certificate.public_key():
+                raise MachineError("the root's key does not belong to root.pem")
+            yield Issuer(self.certificate, key)
+
+    def parent_identity(
+        self, instance_id: str, region: str, now: datetime, *, renew: frozenset[Level] = frozenset()
+    ) -> ParentIdentity:
         """The chain down to a parent, renewed where it is near its end.
 
         Args:
             instance_id: ``i-<17 hex>``.
             region: The Region in the names.
             now: The time, aware.
+            renew: What is renewed however long it lasts, or not at all.
 
         Raises:
             UsageError: The id or the Region cannot be.
-            MachineError: A file cannot be read or written.
+            MachineError: A file cannot be read or written, or nothing that is left can sign a leaf.
         """
-        pki.check_instance_id(instance_id)
-        pki.check_region(region)
-        self._check_root(now)
-        with _locked(self._directory):
-            folder = self._directory / region
-            _make_directory(folder)
-            regional = _renewed(
-                folder / "regional.pem", self._root, REGIONAL_RENEWAL, now, lambda: self._regional(region, now)
-            )
-            zonal = _renewed(folder / "zonal.pem", regional, ZONAL_RENEWAL, now, lambda: _zonal(regional, region, now))
-            instance = _renewed(
-                folder / f"{instance_id}.pem",
-                zonal,
-                PARENT_RENEWAL,
-                now,
-                lambda: pki.issue_instance(
-                    zonal, _new_key(), region=region, instance_id=instance_id, serial=_serial(20), now=now
-                ),
-            )
-        chain = (self._root, regional, zonal, instance)
-        return ParentIdentity(instance_id, region, tuple(issuer.der for issuer in chain), instance)
+        place = Place(region, instance_id)
+        with locked(self.store.directory):
+            chain = [Entry(self.certificate), *self.chain(place, Level.INSTANCE, now, renew)]
+        return ParentIdentity(instance_id, region, tuple(entry.der for entry in chain), chain[-1].issuer)
 
-    def _check_root(self, now: datetime) -> None:
-        certificate = self._root.certificate
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc - pki.REGIONAL_LIFE:
-            start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    def chain(self, place: Place, last: Level, now: datetime, renew: frozenset[Level] = frozenset()) -> list[Entry]:
+        """The issuers from the Region down to `last`, renewed where that is due. The lock must be held."""
+        entries: list[Entry] = []
+        for level in Level:
+            entries.append(self._current(place, level, entries[-1] if entries else None, now, force=level in renew))
+            if level is last:
+                break
+        return entries
+
+    def issue(
+        self, place: Place, level: Level, parent: Entry | None, key: ec.EllipticCurvePublicKey, now: datetime
+    ) -> x509.Certificate:
+        """A certificate below `parent`, or below the root for None; it is recorded. The lock must be held.
+
+        Raises:
+            MachineError: The issuer's key is not here, or it ends too soon.
+        """
+        above = parent.certificate if parent else self.certificate
+        if above.not_valid_after_utc - pki.LEAF_LIFE <= now:
             raise MachineError(
-                f"the root, valid from {start.isoformat()} to {end.isoformat()}, cannot sign now",
-                hint="look at the machine's clock, or make a new root with `alcove ca rotate`",
+                f"{common_name(above)} ends at {above.not_valid_after_utc.isoformat()}, too soon for anything below it",
+                hint="`alcove ca rotate` where the root's key is, or `alcove ca request` for a new certificate",
             )
+        with contextlib.ExitStack() as stack:
+            issuer = parent.issuer if parent else stack.enter_context(self.root_issuer(now))
+            serial = self.store.fresh_serial(20 if level is Level.INSTANCE else 16)
+            certificate = _issue(issuer, place, level, key, serial=serial, now=now)
+        self.store.record(certificate, now)
+        return certificate
 
-    def _regional(self, region: str, now: datetime) -> Issuer:
-        return pki.issue_regional(
-            self._root, _new_key(), region=region, label=secrets.token_hex(8), crl=str(uuid.uuid4()),
-            serial=_serial(16), now=now,
-        )  # fmt: skip
+    def _current(self, place: Place, level: Level, parent: Entry | None, now: datetime, *, force: bool) -> Entry:
+        """The issuer of a level; a new one when it is missing, near its end, of the future or of another parent."""
+        above = parent.certificate if parent else self.certificate
+        path = self.store.chain_path(place.region, place.instance_id if level is Level.INSTANCE else level)
+        held = None if force else _usable(path, above, now)
+        # near its parent's end a new one would not last any longer
+        if held and (now <= held.end - level.reserve or min(now + level.span, above.not_valid_after_utc) <= held.end):
+            return held
+        key = ec.generate_private_key(ec.SECP384R1())
+        try:
+            certificate = self.issue(place, level, parent, key.public_key(), now)
+        except AlcoveError:  # a token that is away is no machine's fault
+            if held:
+                return held
+            raise
+        self.store.write_entry(path, certificate, key)
+        return Entry(certificate, key)
 
 
-def _zonal(regional: Issuer, region: str, now: datetime) -> Issuer:
-    return pki.issue_zonal(
-        regional, _new_key(), region=region, label=secrets.token_hex(8), crl=str(uuid.uuid4()),
-        serial=_serial(16), now=now,
-    )  # fmt: skip
+def _usable(path: Path, parent: x509.Certificate, now: datetime) -> Entry | None:
+    """What is in `path`, when it was issued by `parent` and something below it can live as long as a leaf."""
+    with contextlib.suppress(MachineError):  # what cannot be read is replaced, like what is not there
+        entry = read_entry(path)
+        timely = entry.certificate.not_valid_before_utc <= now <= entry.end - pki.LEAF_LIFE
+        if timely and is_issued_by(entry.certificate, parent):
+            return entry
+    return None
+
+
+def _issue(
+    issuer: Issuer, place: Place, level: Level, key: ec.EllipticCurvePublicKey, *, serial: int, now: datetime
+) -> x509.Certificate:
+    if level is Level.INSTANCE:
+        return pki.issue_instance(
+            issuer, key, region=place.region, instance_id=place.instance_id, serial=serial, now=now
+        )
+    make = pki.issue_regional if level is Level.REGIONAL else pki.issue_zonal
+    label, crl = secrets.token_hex(8), str(uuid.uuid4())
+    return make(issuer, key, region=place.region, label=label, crl=crl, serial=serial, now=now)
+
+
+def _make_root(store: Store, key: NewKey, owner: Organization | None, years: int, now: datetime) -> None:
+    """A new root, or nothing at all: the certificate comes last, and with it everything is there."""
+    with contextlib.ExitStack() as undo, key.make(store.root_key_path) as (signing, files):
+        root = pki.issue_root(signing, serial=store.fresh_serial(16), now=now, years=years, owner=owner)
+        for path, content in files.items():
+            undo.callback(remove_file, path)
+            write_file(path, content, PRIVATE)
+        write_file(store.root_path, pem(root.certificate), PUBLIC)
+        undo.pop_all()
+
+
+def _replace_root(store: Store, certificate: x509.Certificate) -> None:
+    old = store.root()
+    store.write_public(store.retired_path(old), old)
+    write_file(store.root_path, pem(certificate), PUBLIC)
+
+
+def _finish_switch(store: Store) -> None:
+    """Bring the new root's key after its certificate, also when a crash came between the two."""
+    coming = store.next
+    if not coming.root_path.exists() or coming.root_path.read_bytes() != store.root_path.read_bytes():
+        return
+    if coming.root_key_path.exists():
+        write_file(store.root_key_path, coming.root_key_path.read_bytes(), PRIVATE)
+        remove_file(coming.root_key_path)
+    remove_file(coming.root_path)
 
 
 def default_instance_id(state: Path, board_asset_tag: Path = BOARD_ASSET_TAG) -> str:
@@ -188,108 +351,9 @@ def default_instance_id(state: Path, board_asset_tag: Path = BOARD_ASSET_TAG) ->
         if _INSTANCE_ID.fullmatch(tag := board_asset_tag.read_text().strip()):
             return tag
     path = state / "instance-id"
-    with _locked(state):
+    with locked(state):
         with contextlib.suppress(FileNotFoundError):
             return pki.check_instance_id(path.read_text().strip())
         instance_id = f"i-{secrets.token_hex(9)[:17]}"
-        _write(path, f"{instance_id}\n".encode(), _PUBLIC)
+        write_file(path, f"{instance_id}\n".encode(), PUBLIC)
     return instance_id
-
-
-def _renewed(path: Path, parent: Issuer, reserve: timedelta, now: datetime, issue: Callable[[], Issuer]) -> Issuer:
-    """The authority in `path`; a new one when that is missing, near its end, of the future or of another parent."""
-    with contextlib.suppress(MachineError):  # what cannot be used is replaced, like what is not there
-        issuer = _read_issuer(path, path)
-        certificate = issuer.certificate
-        timely = certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc - reserve
-        if timely and _is_issued_by(certificate, parent.certificate):
-            return issuer
-    issuer = issue()
-    _write(path, _pem_certificate(issuer) + _pem_key(issuer), _PRIVATE)
-    return issuer
-
-
-def _is_issued_by(certificate: x509.Certificate, parent: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(parent)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
-def _new_key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP384R1())
-
-
-def _serial(size: int) -> int:
-    """A random serial number of `size` bytes, the first one not zero and, for 20 bytes, no sign bit (RFC 5280)."""
-    number = int.from_bytes(secrets.token_bytes(size)) | 1 << (8 * size - 2)
-    return number & ~(1 << (8 * size - 1)) if size == 20 else number
-
-
-def _pem_certificate(issuer: Issuer) -> bytes:
-    return issuer.certificate.public_bytes(Encoding.PEM)
-
-
-def _pem_key(issuer: Issuer) -> bytes:
-    return issuer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def _read_issuer(certificate_path: Path, key_path: Path) -> Issuer:
-    try:
-        certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
-        key = load_pem_private_key(key_path.read_bytes(), password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
-            raise MachineError(f"the key in `{key_path}` does not belong to its certificate")
-    except OSError as error:
-        raise MachineError(f"cannot read `{error.filename}`: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        raise MachineError(f"`{certificate_path}` or `{key_path}` is damaged: {error}") from error
-    return Issuer(certificate, key)
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """The directory, made if need be, for ourselves alone."""
-    _make_directory(directory)
-    try:
-        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
-    except OSError as error:
-        raise MachineError(f"cannot lock `{directory}`: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _make_directory(directory: Path) -> None:
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise MachineError(f"cannot make `{directory}`: {error.strerror}") from error
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Replace a file as a whole; a crash leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.new")  # one writer at a time: the lock is held
-    try:
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        raise MachineError(f"cannot write `{path}`: {error.strerror}") from error
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

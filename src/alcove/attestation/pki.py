@@ -2,30 +2,40 @@
 
 Core: keys, names, serial numbers and the time in; certificates out. Who calls brings the randomness.
 
-    root ──▶ regional (20 d) ──▶ zonal (5 d 14 h) ──▶ instance (24 h) ──▶ leaf (3 h)
+    root (30 y) ──▶ regional (20 d) ──▶ zonal (5 d 14 h) ──▶ instance (24 h) ──▶ leaf (3 h)
 
 Every key is P-384 and every signature ecdsa-with-SHA384. Countries are PrintableString and all other names UTF8String,
-which is `cryptography`'s own choice. All certificates stay below 1024 bytes, since verifiers enforce that.
+which is `cryptography`'s own choice. All certificates stay below 1024 bytes, since verifiers enforce that. No authority
+outlives the one above it: near its parent's end its own life is cut short. The country, organization and unit of a
+root go down to every name below it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    ECDSA,
+    SECP384R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    derive_private_key,
+)
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from alcove.errors import UsageError
+from alcove.codec import der
+from alcove.codec.der_writer import encode
+from alcove.errors import MachineError, UsageError
 
-ROOT_LIFE: Final = timedelta(days=365 * 30 + 7)
-LAST_UTC_TIME: Final = datetime(2049, 12, 31, 23, 59, 59, tzinfo=UTC)  # RFC 5280 §4.1.2.5; §4.1: "times as UTCTime"
+ROOT_YEARS: Final = 30  # from 2020 on that ends after 2049, as GeneralizedTime (RFC 5280 §4.1.2.5)
 REGIONAL_LIFE: Final = timedelta(days=20, hours=1)
 ZONAL_LIFE: Final = timedelta(days=5, hours=14)
 INSTANCE_LIFE: Final = timedelta(hours=24)
@@ -40,11 +50,24 @@ _REGION: Final = re.compile(r"[a-z0-9-]{1,20}")  # a leaf's CN has 64 characters
 _INSTANCE_ID: Final = re.compile(r"i-[0-9a-f]{17}")
 _ENCLAVE_ID: Final = re.compile(r"(i-[0-9a-f]{17})-enc([0-9a-f]{16})")
 
-_US: Final = (NameOID.COUNTRY_NAME, "US")
-_AMAZON: Final = (NameOID.ORGANIZATION_NAME, "Amazon")
-_AWS: Final = (NameOID.ORGANIZATIONAL_UNIT_NAME, "AWS")
 _SEATTLE: Final = (NameOID.LOCALITY_NAME, "Seattle")
 _STATE: Final = NameOID.STATE_OR_PROVINCE_NAME
+_MAX_NAME: Final = 64  # characters: X.520's upper bound, and what keeps certificates below 1024 bytes
+_ECDSA_WITH_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteKey:
+    """A P-384 key that is somewhere else, such as on a token.
+
+    `sign` returns the DER of an ECDSA signature over the SHA-384 of its argument.
+    """
+
+    public: EllipticCurvePublicKey
+    sign: Callable[[bytes], bytes]
+
+
+SigningKey = EllipticCurvePrivateKey | RemoteKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +75,55 @@ class Issuer:
     """A certificate with its private key."""
 
     certificate: x509.Certificate
-    key: EllipticCurvePrivateKey
+    key: SigningKey
 
     @property
     def der(self) -> bytes:
         """The certificate's DER."""
         return self.certificate.public_bytes(Encoding.DER)
+
+
+@dataclass(frozen=True, slots=True)
+class Organization:
+    """Whose root it is; AWS's own names when nothing else is said, for verifiers that look at names.
+
+    Raises:
+        UsageError: A name that does not fit into a certificate.
+    """
+
+    country: str = "US"
+    organization: str = "Amazon"
+    unit: str = "AWS"
+
+    def __post_init__(self) -> None:
+        """Raises UsageError as above."""
+        if not re.fullmatch(r"[A-Z]{2}", self.country):
+            raise UsageError(f"`{self.country}` is no country", hint="two capital letters, such as DE")
+        for text in (self.organization, self.unit):
+            if not text.isprintable() or not 1 <= len(text.encode()) <= _MAX_NAME:
+                raise UsageError(f"a name of an organization has 1 to {_MAX_NAME} bytes and no control characters")
+
+    @classmethod
+    def of(cls, certificate: x509.Certificate) -> Organization:
+        """Whose `certificate` of ours it is."""
+
+        def value(kind: x509.ObjectIdentifier) -> str:
+            return str(certificate.subject.get_attributes_for_oid(kind)[0].value)
+
+        return cls(
+            value(NameOID.COUNTRY_NAME),
+            value(NameOID.ORGANIZATION_NAME),
+            value(NameOID.ORGANIZATIONAL_UNIT_NAME),
+        )
+
+    @property
+    def attributes(self) -> list[tuple[x509.ObjectIdentifier, str]]:
+        """C, O and OU, in this order."""
+        return [
+            (NameOID.COUNTRY_NAME, self.country),
+            (NameOID.ORGANIZATION_NAME, self.organization),
+            (NameOID.ORGANIZATIONAL_UNIT_NAME, self.unit),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,69 +157,127 @@ def split_enclave_id(enclave_id: str) -> tuple[str, bytes]:
     return match[1], bytes.fromhex(match[2])
 
 
-def issue_root(key: EllipticCurvePrivateKey, *, serial: int, now: datetime) -> Issuer:
-    """A self-signed root: an hour back, thirty years ahead, not beyond what UTCTime can say."""
-    name = _name((_US, _AMAZON, _AWS, (NameOID.COMMON_NAME, "aws.nitro-enclaves")))
-    start = _second(now) - AUTHORITY_BACKDATE
-    builder = _builder(name, name, key.public_key(), serial, (start, min(start + ROOT_LIFE, LAST_UTC_TIME)))
-    builder = _authority(builder, key.public_key(), None, _Shape(path_length=None), None)
-    return Issuer(builder.sign(key, SHA384()), key)
+def public_key(key: SigningKey) -> EllipticCurvePublicKey:
+    """The public half of a key, wherever that is."""
+    return key.public if isinstance(key, RemoteKey) else key.public_key()
+
+
+def issue_root(
+    key: SigningKey, *, serial: int, now: datetime, years: int = ROOT_YEARS, owner: Organization | None = None
+) -> Issuer:
+    """A self-signed root: an hour back, thirty years ahead."""
+    name = _name([*(owner or Organization()).attributes, (NameOID.COMMON_NAME, "aws.nitro-enclaves")])
+    issued = _second(now)
+    day = issued - timedelta(days=1) if (issued.month, issued.day) == (2, 29) else issued  # not every year has one
+    validity = (issued - AUTHORITY_BACKDATE, day.replace(year=day.year + years))
+    builder = _builder(name, name, public_key(key), serial, validity)
+    builder = _authority(builder, public_key(key), None, _Shape(path_length=None), None)
+    return Issuer(_signed(builder, key), key)
 
 
 def issue_regional(
-    root: Issuer, key: EllipticCurvePrivateKey, *, region: str, label: str, crl: str, serial: int, now: datetime
-) -> Issuer:
+    root: Issuer, key: EllipticCurvePublicKey, *, region: str, label: str, crl: str, serial: int, now: datetime
+) -> x509.Certificate:
     """The certificate of a Region; `label` is 16 hexadecimal digits and `crl` a UUID."""
-    name = _name((_US, _AMAZON, _AWS, (NameOID.COMMON_NAME, f"{label}.{region}.aws.nitro-enclaves")))
-    start = _second(now) - AUTHORITY_BACKDATE
-    builder = _builder(name, root.certificate.subject, key.public_key(), serial, (start, start + REGIONAL_LIFE))
-    builder = _authority(builder, key.public_key(), root, _Shape(path_length=2), f"http://{_CRL_HOST}/crl/{crl}.crl")
-    return Issuer(builder.sign(root.key, SHA384()), key)
+    owner = Organization.of(root.certificate)
+    name = _name([*owner.attributes, (NameOID.COMMON_NAME, f"{label}.{region}.aws.nitro-enclaves")])
+    validity = _validity(root, now, AUTHORITY_BACKDATE, REGIONAL_LIFE)
+    builder = _builder(name, root.certificate.subject, key, serial, validity)
+    builder = _authority(builder, key, root, _Shape(path_length=2), f"http://{_CRL_HOST}/crl/{crl}.crl")
+    return _signed(builder, root.key)
 
 
 def issue_zonal(
-    regional: Issuer, key: EllipticCurvePrivateKey, *, region: str, label: str, crl: str, serial: int, now: datetime
-) -> Issuer:
+    regional: Issuer, key: EllipticCurvePublicKey, *, region: str, label: str, crl: str, serial: int, now: datetime
+) -> x509.Certificate:
     """The certificate of a zone in a Region; its name has another order than the others' (§4.1)."""
+    country, organization, unit = Organization.of(regional.certificate).attributes
     common_name = (NameOID.COMMON_NAME, f"{label}.zonal.{region}.aws.nitro-enclaves")
-    name = _name((common_name, _AWS, _AMAZON, _US, (_STATE, "WA"), _SEATTLE))
-    start = _second(now) - AUTHORITY_BACKDATE
+    name = _name((common_name, unit, organization, country, (_STATE, "WA"), _SEATTLE))
     url = f"http://crl-{region}.{_CRL_HOST}/crl/{crl}.crl"
-    builder = _builder(name, regional.certificate.subject, key.public_key(), serial, (start, start + ZONAL_LIFE))
-    builder = _authority(builder, key.public_key(), regional, _Shape(path_length=1), url)
-    return Issuer(builder.sign(regional.key, SHA384()), key)
+    validity = _validity(regional, now, AUTHORITY_BACKDATE, ZONAL_LIFE)
+    builder = _builder(name, regional.certificate.subject, key, serial, validity)
+    return _signed(_authority(builder, key, regional, _Shape(path_length=1), url), regional.key)
 
 
 def issue_instance(
-    zonal: Issuer, key: EllipticCurvePrivateKey, *, region: str, instance_id: str, serial: int, now: datetime
-) -> Issuer:
+    zonal: Issuer, key: EllipticCurvePublicKey, *, region: str, instance_id: str, serial: int, now: datetime
+) -> x509.Certificate:
     """The certificate of a parent."""
-    name = _place(f"{instance_id}.{region}.aws.nitro-enclaves")
-    start = _second(now) - INSTANCE_BACKDATE
+    name = _place(zonal, f"{instance_id}.{region}.aws.nitro-enclaves")
     shape = _Shape(path_length=0, signs_only_certificates=True, keys_after_usage=True)
-    builder = _builder(name, zonal.certificate.subject, key.public_key(), serial, (start, start + INSTANCE_LIFE))
-    return Issuer(_authority(builder, key.public_key(), zonal, shape, None).sign(zonal.key, SHA384()), key)
+    validity = _validity(zonal, now, INSTANCE_BACKDATE, INSTANCE_LIFE)
+    builder = _builder(name, zonal.certificate.subject, key, serial, validity)
+    return _signed(_authority(builder, key, zonal, shape, None), zonal.key)
 
 
 def issue_leaf(
-    instance: Issuer, public_key: EllipticCurvePublicKey, *, region: str, enclave_id: str, now: datetime
+    instance: Issuer, key: EllipticCurvePublicKey, *, region: str, enclave_id: str, now: datetime
 ) -> x509.Certificate:
     """The certificate of an enclave.
 
     Its serial number is the slot, four zero bytes and the time of issue; its CN lacks ``.nitro-enclaves``; keyUsage is
-    not critical (§4.1).
+    not critical (§4.1). Its life is never cut short: the caller looks whether the instance lives that long.
     """
     issued = _second(now)
     slot = split_enclave_id(enclave_id)[1]
     serial = int.from_bytes(slot + bytes(4) + int(issued.timestamp()).to_bytes(4))
     start = issued - LEAF_BACKDATE
-    name = _place(f"{enclave_id}.{region}.aws")
+    name = _place(instance, f"{enclave_id}.{region}.aws")
     builder = (
-        _builder(name, instance.certificate.subject, public_key, serial, (start, start + LEAF_LIFE))
+        _builder(name, instance.certificate.subject, key, serial, (start, start + LEAF_LIFE))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True, content_commitment=True), critical=False)
     )
-    return builder.sign(instance.key, SHA384())
+    return _signed(builder, instance.key)
+
+
+def issue_crl(
+    issuer: Issuer, revoked: Sequence[x509.RevokedCertificate], *, number: int, now: datetime, life: timedelta
+) -> x509.CertificateRevocationList:
+    """The list of what `issuer` has revoked, valid for `life` (RFC 5280 §5)."""
+    start = _second(now)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.certificate.subject)
+        .last_update(start)
+        .next_update(start + life)
+        .add_extension(_parent_id(issuer), critical=False)
+        .add_extension(x509.CRLNumber(number), critical=False)
+    )
+    for entry in revoked:
+        builder = builder.add_revoked_certificate(entry)
+    if isinstance(issuer.key, EllipticCurvePrivateKey):
+        return builder.sign(issuer.key, SHA384())
+    shaped = builder.sign(_stand_in(), SHA384())
+    return x509.load_der_x509_crl(_spliced(shaped.tbs_certlist_bytes, issuer.key))
+
+
+def _signed(builder: x509.CertificateBuilder, key: SigningKey) -> x509.Certificate:
+    if isinstance(key, EllipticCurvePrivateKey):
+        return builder.sign(key, SHA384())
+    shaped = builder.sign(_stand_in(), SHA384())
+    return x509.load_der_x509_certificate(_spliced(shaped.tbs_certificate_bytes, key))
+
+
+def _stand_in() -> EllipticCurvePrivateKey:
+    """No secret: `cryptography` encodes what is to be signed only together with a signature, which is thrown away."""
+    return derive_private_key(1, SECP384R1())
+
+
+def _spliced(signed: bytes, key: RemoteKey) -> bytes:
+    """The DER of `signed` with a signature by a key that `cryptography` does not hold."""
+    signature = key.sign(signed)
+    try:
+        key.public.verify(signature, signed, ECDSA(SHA384()))
+    except (InvalidSignature, ValueError):
+        raise MachineError("the token made a signature that its own public key does not accept") from None
+    return encode(der.SEQUENCE, signed, _ECDSA_WITH_SHA384, encode(der.BIT_STRING, b"\0", signature))
+
+
+def _validity(parent: Issuer, now: datetime, backdate: timedelta, life: timedelta) -> tuple[datetime, datetime]:
+    start = _second(now) - backdate
+    return start, min(start + life, parent.certificate.not_valid_after_utc)
 
 
 def _second(now: datetime) -> datetime:
@@ -165,8 +289,10 @@ def _name(attributes: Sequence[tuple[x509.ObjectIdentifier, str]]) -> x509.Name:
     return x509.Name([x509.NameAttribute(kind, value) for kind, value in attributes])
 
 
-def _place(common_name: str) -> x509.Name:
-    return _name((_US, (_STATE, "Washington"), _SEATTLE, _AMAZON, _AWS, (NameOID.COMMON_NAME, common_name)))
+def _place(parent: Issuer, common_name: str) -> x509.Name:
+    country, organization, unit = Organization.of(parent.certificate).attributes
+    name = (country, (_STATE, "Washington"), _SEATTLE, organization, unit, (NameOID.COMMON_NAME, common_name))
+    return _name(name)
 
 
 def _builder(

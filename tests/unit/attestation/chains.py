@@ -83,7 +83,7 @@ class World:
 
     def rebuilt_leaf(self, changes: Mapping[int, bytes]) -> bytes:
         """The leaf with some fields of its tbsCertificate replaced, signed by the instance again."""
-        return rebuilt(self.leaf, self.issuers[-1].key, changes)
+        return rebuilt(self.leaf, self.issuers[-1].key, changes)  # type: ignore[arg-type]
 
 
 def rebuilt(certificate: bytes, key: ec.EllipticCurvePrivateKey, changes: Mapping[int, bytes]) -> bytes:
@@ -102,11 +102,15 @@ def make_world(now: datetime = NOW) -> World:
     uuid = "00000000-0000-4000-8000-000000000000"
     root = pki.issue_root(new_key(), serial=(1 << 127) | 1, now=now)
     names = {"region": REGION, "label": "5a195aa34ee0a5b2", "crl": uuid}
-    regional = pki.issue_regional(root, new_key(), **names, serial=(1 << 127) | 2, now=now)  # type: ignore[arg-type]
-    zonal = pki.issue_zonal(regional, new_key(), **names, serial=(1 << 127) | 3, now=now)  # type: ignore[arg-type]
-    instance = pki.issue_instance(
-        zonal, new_key(), region=REGION, instance_id=INSTANCE_ID, serial=(1 << 158) | 4, now=now
+    keys = [new_key() for _ in range(3)]
+    made = pki.issue_regional(root, keys[0].public_key(), **names, serial=(1 << 127) | 2, now=now)
+    regional = pki.Issuer(made, keys[0])
+    made = pki.issue_zonal(regional, keys[1].public_key(), **names, serial=(1 << 127) | 3, now=now)
+    zonal = pki.Issuer(made, keys[1])
+    made = pki.issue_instance(
+        zonal, keys[2].public_key(), region=REGION, instance_id=INSTANCE_ID, serial=(1 << 158) | 4, now=now
     )
+    instance = pki.Issuer(made, keys[2])
     key = new_key()
     leaf = pki.issue_leaf(instance, key.public_key(), region=REGION, enclave_id=ENCLAVE_ID, now=now)
     return World([root, regional, zonal, instance], leaf.public_bytes(Encoding.DER), key, now)

@@ -36,7 +36,11 @@ def test_files_are_for_their_owner_alone(authority: Authority, identity: ParentI
     base = authority.root_path.parent
     modes = {str(path.relative_to(base)): stat.S_IMODE(path.stat().st_mode) for path in base.rglob("*")}
     assert stat.S_IMODE(base.stat().st_mode) == 0o700
+    issued = {name: modes.pop(name) for name in list(modes) if name.startswith("issued/")}
+    assert set(issued.values()) == {0o644}
+    assert len(issued) == 3
     assert modes == {
+        "issued": 0o700,
         ".lock": 0o600,
         "root.pem": 0o644,
         "root-key.pem": 0o600,
@@ -58,13 +62,38 @@ def test_an_authority_is_created_once(authority: Authority, tmp_path: Path) -> N
     assert Authority.open(tmp_path / "deep" / "other").root != authority.root
 
 
-def test_a_rotated_root_is_kept_for_verifiers(authority: Authority, tmp_path: Path, identity: ParentIdentity) -> None:
-    """The old certificate stays under its fingerprint, and the chain is issued anew below the new root."""
-    new = Authority.rotate(tmp_path / "ca", NOW)
-    assert new.root != authority.root
-    assert (tmp_path / "ca" / "retired" / f"{authority.root.hex}.pem").exists()
+def test_a_root_is_changed_in_steps(authority: Authority, tmp_path: Path, identity: ParentIdentity) -> None:
+    """A root to come is trusted before it signs, a former one until it is forgotten; then all is issued anew."""
+    base = tmp_path / "ca"
+    coming = authority.prepare_root(now=NOW)
+    assert authority.trusted == (authority.root, coming)
+    assert authority.parent_identity(INSTANCE_ID, REGION, NOW).cabundle == identity.cabundle
+    with pytest.raises(UsageError, match="to come already"):
+        authority.prepare_root(now=NOW)
+    new = authority.switch_root()
+    assert new.trusted == (coming, authority.root)
     changed = new.parent_identity(INSTANCE_ID, REGION, NOW)
     assert not set(changed.cabundle) & set(identity.cabundle)
+    data = document(Attester(changed, ENCLAVE_ID))
+    verify(data, roots=[coming], policy=NoDebugMode(), at=NOW)
+    with pytest.raises(UsageError, match="no root to come"):
+        new.switch_root()
+    with pytest.raises(UsageError, match="no former root"):
+        new.forget_root(authority.root.hex[:7])
+    new.forget_root(authority.root.hex[:8])
+    assert Authority.load(base).trusted == (coming,)
+    assert not (base / "next" / "root-key.pem").exists()
+
+
+def test_a_crash_between_the_new_roots_certificate_and_its_key_heals(authority: Authority, tmp_path: Path) -> None:
+    """The next one to open the directory brings the key after the certificate."""
+    base = tmp_path / "ca"
+    authority.prepare_root(now=NOW)
+    key = (base / "next" / "root-key.pem").read_bytes()
+    (base / "root.pem").write_bytes((base / "next" / "root.pem").read_bytes())  # and here the machine stops
+    Authority.open(base).parent_identity(INSTANCE_ID, REGION, NOW)
+    assert (base / "root-key.pem").read_bytes() == key
+    assert list((base / "next").iterdir()) == []
 
 
 def test_the_chain_is_reused_while_it_is_fresh(authority: Authority, identity: ParentIdentity) -> None:
@@ -109,12 +138,18 @@ def test_a_chain_outlives_every_leaf_that_it_signs(authority: Authority, identit
 
 
 def test_a_damaged_certificate_below_the_root_is_replaced(authority: Authority, identity: ParentIdentity) -> None:
-    """What cannot be read is made anew; a damaged root is an error that says so."""
+    """What cannot be read is made anew; a damaged root is an error that says so, when it is needed."""
     base = authority.root_path.parent
     (base / REGION / "zonal.pem").write_bytes(b"rubbish")
     assert authority.parent_identity(INSTANCE_ID, REGION, NOW).cabundle[:2] == identity.cabundle[:2]
-    (base / "root-key.pem").write_bytes((base / REGION / "regional.pem").read_bytes().split(b"-----\n", 2)[-1])
-    with pytest.raises(MachineError, match=r"root(-key)?\.pem"):
+    regional = (base / REGION / "regional.pem").read_bytes()
+    for wrong, why in ((b"rubbish", "neither a key"), (regional[regional.index(b"-----BEGIN PRIVATE") :], "belong")):
+        (base / "root-key.pem").write_bytes(wrong)
+        assert authority.parent_identity(INSTANCE_ID, REGION, NOW).cabundle[:2] == identity.cabundle[:2]
+        with pytest.raises(MachineError, match=why):
+            authority.parent_identity(INSTANCE_ID, "eu-west-1", NOW)
+    (base / "root.pem").write_bytes(b"rubbish")
+    with pytest.raises(MachineError, match=r"root\.pem"):
         Authority.load(base)
 
 

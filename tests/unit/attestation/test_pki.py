@@ -39,7 +39,8 @@ def shape(data: bytes) -> list[object]:
         identifier = fields[0].raw
         fixed = identifier[2:] in {bytes.fromhex("551d13"), bytes.fromhex("551d0f")}
         extensions.append((identifier, len(fields), fields[-1].content if fixed else b""))
-    times = [time.tag for time in tbs[4].children(0x30, "validity")]
+    # thirty years from now a UTCTime cannot say, so RFC 5280 §4.1.2.5 asks for GeneralizedTime
+    times = [{der.GENERALIZED_TIME: der.UTC_TIME}.get(time.tag, time.tag) for time in tbs[4].children(0x30, "validity")]
     return [tbs[0].raw, tbs[2].raw, names, times, extensions, tbs[6].raw[:24]]
 
 
@@ -63,7 +64,7 @@ def test_names_tell_who_is_who(world: World) -> None:
 
 
 def test_lives_are_the_platforms(world: World) -> None:
-    """20 d 1 h, 5 d 14 h, 24 h, and 3 h 3 s that begin 3 s before the issue."""
+    """30 years and an hour, 20 d 1 h, 5 d 14 h, 24 h, and 3 h 3 s that begin 3 s before the issue."""
     lives = [certificate.not_after - certificate.not_before for certificate in chain(world)]
     assert lives[1:] == [
         timedelta(days=20, hours=1),
@@ -72,7 +73,9 @@ def test_lives_are_the_platforms(world: World) -> None:
         timedelta(hours=3, seconds=3),
     ]
     assert chain(world)[4].not_before == NOW.replace(microsecond=0) - timedelta(seconds=3)
-    assert chain(world)[0].not_after <= pki.LAST_UTC_TIME
+    root = chain(world)[0]
+    assert root.not_before == NOW.replace(microsecond=0) - timedelta(hours=1)
+    assert root.not_after == NOW.replace(year=NOW.year + 30, microsecond=0)
 
 
 def test_the_leafs_serial_number_tells_slot_and_time(world: World) -> None:

@@ -21,7 +21,7 @@ def test_people_see_who_what_and_when(world: World) -> None:
     assert 'user data  "hello" (5 bytes)' in lines
     assert f"public key {'ff' * 64}… (70 bytes)" in lines
     assert "nonce      empty" in lines
-    assert lines[-5].startswith("  root      aws.nitro-enclaves  2026-03-04 04:06:07Z to 2049-12-31 23:59:59Z")
+    assert lines[-5].startswith("  root      aws.nitro-enclaves  2026-03-04 04:06:07Z to 2056-03-04 05:06:07Z")
     assert lines[-1].startswith(f"          enclave   {ENCLAVE_ID}")
     assert "DEBUG" not in text
 
