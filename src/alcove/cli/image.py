@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alcove.cli import output
 from alcove.cli.codes import ERROR_CODES
-from alcove.cli.parsers import Commands, command
+from alcove.cli.parsers import Commands, add_signing_flags, command
 from alcove.errors import UsageError
 
 
@@ -23,8 +23,7 @@ def add_nitro_commands(commands: Commands) -> None:
         "nitro-cli sign-eif --eif-path app.eif --signing-certificate cert.pem --private-key key.pem",
     )
     parser.add_argument("--eif-path", metavar="FILE")
-    parser.add_argument("--signing-certificate", metavar="PEM")
-    parser.add_argument("--private-key", metavar="PEM")
+    add_signing_flags(parser)
     parser = command(commands, "explain", explain, "say what an error code means", "nitro-cli explain --error-code E26")
     parser.add_argument("--error-code", required=True, metavar="CODE")
     parser = command(commands, "pcr", pcr, "compute the PCR of a file or of a signing certificate")
@@ -52,7 +51,7 @@ def sign_eif(arguments: argparse.Namespace) -> None:
             code="E60",
             hint="pass --signing-certificate and --private-key",
         )
-    signer = sign.load_signer(Path(arguments.signing_certificate), Path(arguments.private_key))
+    signer = sign.load_signer(Path(arguments.signing_certificate), arguments.private_key)
     measurements = sign.sign_eif(Path(arguments.eif_path), signer)
     output.say("Enclave Image successfully signed.")
     output.result({"Measurements": measurements.to_json()})

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 Commands = Any  # argparse's sub-parsers action is private
+_SIGNING: Final = """\
+A pkcs11: URI takes its module from module-path= or NITRO_CLI_PKCS11_MODULE (or ALCOVE_PKCS11_MODULE),
+its PIN from pin-source= or NITRO_CLI_PKCS11_PIN (or ALCOVE_PKCS11_PIN). A KMS key is used with AWS's usual
+credentials; AWS_ENDPOINT_URL_KMS names a KMS that is not AWS's."""
 
 
 def command(commands: Commands, name: str, handler: Any, text: str, example: str = "") -> argparse.ArgumentParser:
@@ -19,3 +23,10 @@ def command(commands: Commands, name: str, handler: Any, text: str, example: str
     )
     parser.set_defaults(handler=handler)
     return parser
+
+
+def add_signing_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --signing-certificate and --private-key."""
+    group = parser.add_argument_group("signing", _SIGNING)
+    group.add_argument("--signing-certificate", metavar="PEM", help="its key is on P-256, P-384 or P-521")
+    group.add_argument("--private-key", metavar="KEY", help="a PEM file, a pkcs11: URI, or the ARN of a KMS key")

@@ -9,23 +9,10 @@ from alcove.image.builder import NewHeader, NewSection, write_eif
 from alcove.image.format import SectionType
 from alcove.image.reader import chunks, read_eif
 from alcove.image.signing import Signer
+from alcove.image.signing_keys import load_signer
 from alcove.types import Measurements
 
-
-def load_signer(certificate: Path, private_key: Path) -> Signer:
-    """The signer of two PEM files.
-
-    Raises:
-        InputError: E19 when a file cannot be read, E59 when the certificate will not do.
-        UsageError: E60 when the key will not do.
-    """
-    contents = []
-    for path in (certificate, private_key):
-        try:
-            contents.append(path.read_bytes())
-        except OSError as error:
-            raise InputError(f"cannot read `{path}`: {error.strerror}", code="E19") from error
-    return Signer.from_pem(*contents)
+__all__ = ["load_signer", "sign_eif"]
 
 
 def sign_eif(path: Path, signer: Signer) -> Measurements:

@@ -18,17 +18,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
-from typing import Final, Self
+from typing import Final, Self, cast
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
-from alcove.errors import InputError, UsageError
+from alcove.errors import InputError, MachineError, UsageError
 from alcove.image.signature import PcrInfo, Sign1, SignatureEntry, pack_section, parse_section
 
+Sign = Callable[[bytes, hashes.HashAlgorithm], bytes]
 _ALGORITHMS: Final[dict[str, tuple[int, hashes.HashAlgorithm]]] = {  # eif.md §3.1; RFC 9053 §2.1
     "secp256r1": (-7, hashes.SHA256()),
     "secp384r1": (-35, hashes.SHA384()),
@@ -40,6 +41,7 @@ class SignatureRefusedError(InputError):
     """A signature that is not accepted; E59."""
 
     def __init__(self, reason: str) -> None:
+        self.reason = reason
         super().__init__(
             f"the image's signature was not accepted: {reason}",
             hint="sign the image again with a certificate that is valid now",
@@ -55,7 +57,7 @@ def load_certificate(pem: bytes) -> x509.Certificate:
     """
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise SignatureRefusedError("the signing certificate is not a certificate in PEM") from None
 
 
@@ -120,16 +122,26 @@ class Signer:
 
     Args:
         certificate: PEM file; its first certificate is the signer's.
-        sign: Gives an ECDSA signature in DER over the bytes it gets, with the digest of the certificate's curve.
+        public_key: Public half of the key that `sign` uses.
+        sign: Gives an ECDSA signature in DER over a digest of the bytes it gets.
 
     Raises:
-        SignatureRefusedError: When the certificate is not PEM or its key not on P-256, P-384 or P-521.
+        UsageError: E60 when certificate and key do not go together, or are not on P-256, P-384 or P-521.
     """
 
-    def __init__(self, certificate: bytes, sign: Callable[[bytes], bytes]) -> None:
+    def __init__(self, certificate: bytes, public_key: object, sign: Sign) -> None:
+        try:
+            self._certificate = load_certificate(certificate)
+            self._key = _public_key(self._certificate)
+        except SignatureRefusedError as error:
+            raise _unsigned(
+                error.reason, "give the signer's certificate, a PEM file with a key on such a curve"
+            ) from None
+        if not isinstance(public_key, ec.EllipticCurvePublicKey) or public_key.curve.name not in _ALGORITHMS:
+            raise _unsigned("the private key is not on P-256, P-384 or P-521", "make a key on one of them")
+        if public_key != self._key:
+            raise _unsigned("the private key is not the signing certificate's", "give the key that it was made for")
         self._pem = certificate
-        self._certificate = load_certificate(certificate)
-        self._key = _public_key(self._certificate)
         self._sign = sign
         self.certificate_der = self._certificate.public_bytes(serialization.Encoding.DER)
 
@@ -138,37 +150,51 @@ class Signer:
         """A signer with the certificate's private key, PEM without a password.
 
         Raises:
-            SignatureRefusedError: As the class.
-            UsageError: E60 when the key cannot be read or is not the certificate's.
+            UsageError: E60, as the class, or when the key cannot be read.
         """
         try:
             key = serialization.load_pem_private_key(private_key, None)
-        except (ValueError, TypeError) as error:
-            hint = "give a PEM file without a password"
-            raise UsageError(f"the private key cannot be read: {error}", hint=hint, code="E60") from None
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _ALGORITHMS:
-            raise UsageError("the private key is not on P-256, P-384 or P-521", code="E60")
-        digest = _ALGORITHMS[key.curve.name][1]
-        signer = cls(certificate, lambda data: key.sign(data, ec.ECDSA(digest)))
-        if key.public_key() != signer._key:
-            hint = "give the key that the certificate was made for"
-            raise UsageError("the private key is not the signing certificate's", hint=hint, code="E60")
-        return signer
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            why = "the private key is not a key in PEM without a password"
+            raise _unsigned(why, "give a PEM file, a pkcs11: URI or the ARN of a KMS key") from None
+
+        def sign(data: bytes, digest: hashes.HashAlgorithm) -> bytes:
+            return _sign_in_memory(cast("ec.EllipticCurvePrivateKey", key), data, digest)
+
+        return cls(certificate, key.public_key(), sign)
 
     def sign(self, pcr0: bytes) -> bytes:
         """The data of the signature section for an image with this PCR0.
 
         Raises:
-            SignatureRefusedError: When the signature that came back does not verify.
+            MachineError: E60 when the signature that came back does not verify.
+            AlcoveError: What the key's keeper says.
         """
-        algorithm, _ = _ALGORITHMS[self._key.curve.name]
+        algorithm, digest = _ALGORITHMS[self._key.curve.name]
         unsigned = Sign1.unsigned(algorithm, PcrInfo(0, pcr0).pack())
         width = _width(self._key)
-        r, s = decode_dss_signature(self._sign(unsigned.to_be_signed))
-        signed = replace(unsigned, signature=r.to_bytes(width) + s.to_bytes(width))
-        entry = SignatureEntry(self._pem, signed.pack())
-        check_signature(entry, self._certificate)
+        der = self._sign(unsigned.to_be_signed, digest)
+        try:
+            r, s = decode_dss_signature(der)
+            signed = replace(unsigned, signature=r.to_bytes(width) + s.to_bytes(width))
+            entry = SignatureEntry(self._pem, signed.pack())
+            check_signature(entry, self._certificate)
+        except (ValueError, OverflowError, SignatureRefusedError):
+            why = "the image could not be signed: the signature that came back does not verify"
+            raise MachineError(why, code="E60", hint="is the key still the one that the certificate names?") from None
         return pack_section(entry)
+
+
+def _sign_in_memory(key: ec.EllipticCurvePrivateKey, data: bytes, digest: hashes.HashAlgorithm) -> bytes:
+    """Deterministic (RFC 6979), so that a signed image is reproducible as a whole; random under OpenSSL before 3.2."""
+    try:
+        return key.sign(data, ec.ECDSA(digest, deterministic_signing=True))
+    except UnsupportedAlgorithm:
+        return key.sign(data, ec.ECDSA(digest))
+
+
+def _unsigned(why: str, hint: str) -> UsageError:
+    return UsageError(f"the image could not be signed: {why}", hint=hint, code="E60")
 
 
 def _public_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:

@@ -133,7 +133,7 @@ def test_signing_again_replaces_the_signature(eif: Path, tmp_path: Path, pem: tu
     (tmp_path / "k.pem").write_bytes(pem[1])
     before = describe_eif(eif)
     for _ in range(2):
-        measured = sign_eif(eif, load_signer(tmp_path / "c.pem", tmp_path / "k.pem"))
+        measured = sign_eif(eif, load_signer(tmp_path / "c.pem", str(tmp_path / "k.pem")))
     described = describe_eif(eif)
     assert (
         described["Measurements"]
