@@ -28,6 +28,7 @@ _ECDSA_WITH_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")
 _P384_PREFIX: Final = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
 _P384_SPKI_SIZE: Final = 120
 _P384_POINT_SIZE: Final = 97
+_ES384: Final = ECDSA(SHA384())
 _VERSION_3: Final = bytes.fromhex("a003020102")
 _EXTENSIONS: Final = 0xA3
 _SET: Final = 0x31
@@ -104,7 +105,7 @@ class Certificate:
         if self.issuer != parent.subject:
             return False
         try:
-            parent.public_key.verify(self.signature, self.signed, ECDSA(SHA384()))
+            parent.public_key.verify(self.signature, self.signed, _ES384)
         except (ValueError, InvalidSignature):
             return False
         return True
@@ -117,18 +118,18 @@ def parse_certificate(data: bytes) -> Certificate:
         ValueError: `data` is not exactly one certificate of the shape above; `DerError` where bytes are wrong.
     """
     outer = der.parse(data)
-    tbs, algorithm, signature = _exactly(outer, 3, "certificate")
+    tbs, algorithm, signature = outer.children(der.SEQUENCE, "certificate", 3)
     if algorithm.raw != _ECDSA_WITH_SHA384:
         raise der.DerError("certificate: the signature algorithm is not ecdsa-with-SHA384", algorithm.offset)
     unused, signature_value = signature.bit_string("signature")
     if unused:
         raise der.DerError("signature: unused bits", signature.offset)
-    version, serial, inner, issuer, validity, subject, key, wrapper = _exactly(tbs, 8, "tbsCertificate")
+    version, serial, inner, issuer, validity, subject, key, wrapper = tbs.children(der.SEQUENCE, "tbsCertificate", 8)
     if version.raw != _VERSION_3:
         raise der.DerError("version: not 3", version.offset)
     if inner.raw != algorithm.raw:
         raise der.DerError("tbsCertificate: another signature algorithm inside than outside", inner.offset)
-    not_before, not_after = (node.time("validity") for node in _exactly(validity, 2, "validity"))
+    not_before, not_after = (node.time("validity") for node in validity.children(der.SEQUENCE, "validity", 2))
     constraints, usage, unknown = _extensions(wrapper)
     return Certificate(
         der=data,
@@ -147,13 +148,6 @@ def parse_certificate(data: bytes) -> Certificate:
     )
 
 
-def _exactly(node: Node, count: int, name: str) -> list[Node]:
-    children = node.children(der.SEQUENCE, name)
-    if len(children) != count:
-        raise der.DerError(f"{name}: {len(children)} fields where {count} must be", node.offset)
-    return children
-
-
 def _public_key(node: Node) -> EllipticCurvePublicKey:
     if not node.raw.startswith(_P384_PREFIX) or len(node.raw) != _P384_SPKI_SIZE:
         raise der.DerError("subjectPublicKeyInfo: not an uncompressed P-384 key", node.offset)
@@ -168,9 +162,9 @@ def _names(node: Node) -> tuple[tuple[str, str], ...]:
     found = []
     for part in node.children(der.SEQUENCE, "name"):
         for attribute in part.children(_SET, "name"):
-            identifier, value = _exactly(attribute, 2, "name")
+            identifier, value = attribute.children(der.SEQUENCE, "name", 2)
             oid = identifier.expect(der.OBJECT_IDENTIFIER, "name").content
-            found.append((_NAME_LABELS.get(oid, oid.hex()), value.content.decode(errors="backslashreplace")))
+            found.append((_NAME_LABELS.get(oid) or oid.hex(), value.content.decode(errors="backslashreplace")))
     return tuple(found)
 
 
@@ -179,14 +173,12 @@ def _printable(text: str) -> str:
 
 
 def _extensions(wrapper: Node) -> tuple[BasicConstraints | None, int | None, tuple[str, ...]]:
-    inner = wrapper.children(_EXTENSIONS, "extensions")
-    if len(inner) != 1:
-        raise der.DerError("extensions: not one list", wrapper.offset)
+    (inner,) = wrapper.children(_EXTENSIONS, "extensions", 1)
     constraints: BasicConstraints | None = None
     usage: int | None = None
     unknown: list[str] = []
     seen: set[bytes] = set()
-    for node in inner[0].children(der.SEQUENCE, "extensions"):
+    for node in inner.children(der.SEQUENCE, "extensions"):
         identifier, critical, value = _extension(node)
         if identifier in seen:
             raise der.DerError("extensions: the same extension twice", node.offset)
@@ -200,7 +192,7 @@ def _extensions(wrapper: Node) -> tuple[BasicConstraints | None, int | None, tup
     return constraints, usage, tuple(unknown)
 
 
-def _extension(node: Node) -> tuple[bytes, bool, bytes]:
+def _extension(node: Node) -> tuple[bytes, bool, Node]:
     fields = node.children(der.SEQUENCE, "extension")
     critical = False
     if len(fields) == 3:  # an explicit FALSE is no DER, and seen; attestation.md §6 accepts it
@@ -210,21 +202,20 @@ def _extension(node: Node) -> tuple[bytes, bool, bytes]:
     identifier = fields[0].expect(der.OBJECT_IDENTIFIER, "extnID").content
     if not identifier:
         raise der.DerError("extnID: empty", fields[0].offset)
-    return identifier, critical, fields[1].expect(der.OCTET_STRING, "extnValue").content
+    return identifier, critical, fields[1].expect(der.OCTET_STRING, "extnValue")
 
 
-def _basic_constraints(value: bytes, *, critical: bool) -> BasicConstraints:
-    node = der.parse(value)
-    fields = node.children(der.SEQUENCE, "basicConstraints")
+def _basic_constraints(value: Node, *, critical: bool) -> BasicConstraints:
+    fields = value.inner("basicConstraints").children(der.SEQUENCE, "basicConstraints")
     authority = bool(fields) and fields[0].tag == der.BOOLEAN and fields.pop(0).boolean("cA")
     length = fields.pop(0).integer("pathLenConstraint") if fields else None
     if fields or (length is not None and (not authority or length > _MAX_PATH_LENGTH)):
-        raise der.DerError("basicConstraints: a field too many, or an absurd path length", 0)
+        raise der.DerError("basicConstraints: a field too many, or an absurd path length", value.offset)
     return BasicConstraints(critical, authority, length)
 
 
-def _key_usage(value: bytes) -> int:
-    _, octets = der.parse(value).bit_string("keyUsage")
+def _key_usage(value: Node) -> int:
+    _, octets = value.inner("keyUsage").bit_string("keyUsage")
     if len(octets) > 2:
-        raise der.DerError("keyUsage: more than nine bits", 0)
+        raise der.DerError("keyUsage: more than nine bits", value.offset)
     return octets[0]

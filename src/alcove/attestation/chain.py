@@ -20,12 +20,21 @@ DEFAULT_CACHE_SIZE: Final = 256
 class ChainCache:
     """Chains whose links and constraints hold (steps 6, 8, 10), the least recently used dropped first.
 
-    The key is the chain itself. What depends on the call, trust, time and the document, is never cached.
+    The key is the chain itself, every byte of it from the root to the leaf. What depends on the call is never cached:
+    trust in the root, dates, revocation, the document's own signature. Threads may share a cache.
+
+    Args:
+        size: How many chains to keep, at least one; a document takes two entries, of at most ten certificates each.
+
+    Raises:
+        ValueError: There is no room for a chain.
     """
 
     __slots__ = ("_chains", "_size")
 
     def __init__(self, size: int = DEFAULT_CACHE_SIZE) -> None:
+        if size < 1:
+            raise ValueError("a cache holds at least one chain")
         self._chains: OrderedDict[tuple[bytes, ...], tuple[Certificate, ...]] = OrderedDict()
         self._size = size
 

@@ -21,21 +21,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 from alcove.attestation.certificate import MAX_CERTIFICATE
 from alcove.codec import cbor, cose
 from alcove.errors import AttestationError
 
-MAX_DOCUMENT: Final = cose.MAX_PAYLOAD + 1024  # the payload's limit (§5.2 step 3) and room for the COSE parts
+MAX_DOCUMENT: Final = 16 * 1024  # §5.2 step 1; the device makes none above 12 KiB (§5.1)
 MAX_PCRS: Final = 32  # §2; indexes 0 to 31
 PCR_SIZES: Final = frozenset({32, 48, 64})  # §2: SHA-256, SHA-384, SHA-512
 MAX_CABUNDLE: Final = 32  # §5.2 step 4
 MAX_FIELD: Final = 1024  # §5.1: public_key, user_data, nonce
+STRICT_FIELD: Final = 512  # §5.1: user_data and nonce, by the smaller of the two limits that AWS documents
 DIGEST: Final = "SHA384"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_MS: Final = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)  # what datetime can hold
+_Size = tuple[int, int]  # smallest and largest number of bytes
 _T = TypeVar("_T")
 
 
@@ -43,7 +46,8 @@ _T = TypeVar("_T")
 class AttestationDocument:
     """What a document says; only inside a `VerifiedAttestation` is it also true.
 
-    `timestamp_ms` counts from 1970 UTC, `pcrs` holds raw digests by index, `cabundle` begins with the root.
+    `timestamp_ms` counts from 1970 UTC, `pcrs` holds raw digests by index and cannot be changed, `cabundle` begins with
+    the root.
     """
 
     module_id: str
@@ -55,6 +59,10 @@ class AttestationDocument:
     user_data: bytes | None = None
     nonce: bytes | None = None
     digest: str = DIGEST
+
+    def __post_init__(self) -> None:
+        """Keep a view of the registers, so that nobody changes a verified document."""
+        object.__setattr__(self, "pcrs", MappingProxyType(dict(self.pcrs)))
 
     @property
     def timestamp(self) -> datetime:
@@ -81,17 +89,22 @@ class AttestationDocument:
         return cbor.encode(fields)
 
 
-def parse_document(data: bytes) -> AttestationDocument:
-    """What a document says, UNVERIFIED: for showing it, never for deciding.
+def parse_document(data: bytes, *, strict: bool = False) -> AttestationDocument:
+    """What a document says, UNVERIFIED: for showing it, never for deciding; arguments as in `open_document`.
 
     Raises:
         AttestationError: With the number of the failed step, 1 to 5.
     """
-    return open_document(data)[1]
+    return open_document(data, strict=strict)[1]
 
 
-def open_document(data: bytes) -> tuple[cose.Sign1, AttestationDocument]:
-    """Steps 1 to 5: the COSE structure and what its payload says, UNVERIFIED; errors as in `parse_document`."""
+def open_document(data: bytes, *, strict: bool = False) -> tuple[cose.Sign1, AttestationDocument]:
+    """Steps 1 to 5: the COSE structure and what its payload says, UNVERIFIED; errors as in `parse_document`.
+
+    Args:
+        data: The document.
+        strict: Hold user_data and nonce to `STRICT_FIELD` bytes.
+    """
     # 1. Bound the input.
     if not 0 < len(data) <= MAX_DOCUMENT:
         raise AttestationError(f"the document has {len(data)} bytes; 1 to {MAX_DOCUMENT} are allowed", step=1)
@@ -106,11 +119,11 @@ def open_document(data: bytes) -> tuple[cose.Sign1, AttestationDocument]:
     except ValueError as error:
         raise AttestationError(f"COSE_Sign1: {error}", step=3) from error
     # 4. and 5. The payload.
-    return sign1, parse_payload(sign1.payload)
+    return sign1, parse_payload(sign1.payload, strict=strict)
 
 
-def parse_payload(payload: bytes) -> AttestationDocument:
-    """What a payload says, UNVERIFIED.
+def parse_payload(payload: bytes, *, strict: bool = False) -> AttestationDocument:
+    """What a payload says, UNVERIFIED; arguments as in `open_document`.
 
     Raises:
         AttestationError: Step 4 when it is not one map with text keys, step 5 when a field breaks a rule of §2.
@@ -126,15 +139,16 @@ def parse_payload(payload: bytes) -> AttestationDocument:
     digest = _required(fields, "digest", str)
     if digest != DIGEST:
         raise _wrong("digest", f"not {DIGEST}")
+    own = (0, STRICT_FIELD if strict else MAX_FIELD)
     return AttestationDocument(
         module_id=_module_id(fields),
         timestamp_ms=_timestamp(fields),
         pcrs=_pcrs(_required(fields, "pcrs", dict)),
-        certificate=_sized(_required(fields, "certificate", bytes), "certificate", MAX_CERTIFICATE),
+        certificate=_sized(_required(fields, "certificate", bytes), "certificate", (1, MAX_CERTIFICATE)),
         cabundle=_cabundle(_required(fields, "cabundle", list)),
-        public_key=_optional(fields, "public_key", smallest=1),
-        user_data=_optional(fields, "user_data", smallest=0),
-        nonce=_optional(fields, "nonce", smallest=0),
+        public_key=_optional(fields, "public_key", (1, MAX_FIELD)),
+        user_data=_optional(fields, "user_data", own),
+        nonce=_optional(fields, "nonce", own),
     )
 
 
@@ -181,15 +195,16 @@ def _pcrs(pcrs: dict[object, object]) -> dict[int, bytes]:
 def _cabundle(entries: list[object]) -> tuple[bytes, ...]:
     if not 1 <= len(entries) <= MAX_CABUNDLE:
         raise _wrong("cabundle", f"{len(entries)} certificates; 1 to {MAX_CABUNDLE} are allowed")
-    return tuple(_sized(entry, f"cabundle[{index}]", MAX_CERTIFICATE) for index, entry in enumerate(entries))
+    return tuple(_sized(entry, f"cabundle[{index}]", (1, MAX_CERTIFICATE)) for index, entry in enumerate(entries))
 
 
-def _sized(value: object, name: str, largest: int, smallest: int = 1) -> bytes:
+def _sized(value: object, name: str, size: _Size) -> bytes:
+    smallest, largest = size
     if not isinstance(value, bytes) or not smallest <= len(value) <= largest:
         raise _wrong(name, f"not a byte string of {smallest} to {largest} bytes")
     return value
 
 
-def _optional(fields: dict[str, object], name: str, *, smallest: int) -> bytes | None:
+def _optional(fields: dict[str, object], name: str, size: _Size) -> bytes | None:
     value = fields.get(name)  # absent and null are the same (§2)
-    return None if value is None else _sized(value, name, MAX_FIELD, smallest)
+    return None if value is None else _sized(value, name, size)

@@ -14,12 +14,17 @@ Core: a document, roots, a policy and a time in; a `VerifiedAttestation` out, or
 10. Constraints: authorities may sign certificates within their path length, the leaf may only sign data; no critical
     extension is unknown. There are no revocation lists.
 11. Signature: the leaf's key signed the Sig_structure over the bytes as received. High s is normal and accepted.
-12. Time of the document: inside the leaf's validity, not older than asked, not ahead of the chosen time.
+12. Time of the document: inside the leaf's validity, not older than asked, not ahead of the clock.
 13. Policy: the nonce equals the challenge; the policy accepts what the document says (PolicyError).
 14. Return the verified object, which nobody else can make.
 
-Freshness takes step 12 with `max_age` and a nonce: a genuine document can be replayed until its leaf expires, and after
-that too when its own time is the chosen one.
+The chosen time (`at`) is the one at which the chain must be valid: the caller's clock for live use, the document's own
+time for archived ones. Freshness is another question and may have another clock (`now`): a genuine document can be
+replayed until its leaf expires, and after that too when its own time is the chosen one, so a caller who needs a fresh
+one asks with `max_age` and, better, a nonce.
+
+A failure has one reason: the steps run in the order 1 to 5, 7, 6, 8, 10, 9, 11, 12, 13, and the first that fails is the
+one that is raised.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from datetime import datetime, timedelta
 from typing import ClassVar, Final
 
@@ -50,6 +55,7 @@ MAX_SKEW: Final = timedelta(seconds=60)  # kms.md §5.3: tolerance for clocks th
 
 __all__ = ["FORM_STEPS", "MAX_SKEW", "ChainCache", "Root", "VerifiedAttestation", "verify"]
 
+_ES384: Final = ECDSA(SHA384())
 _SEAL: Final = object()
 
 
@@ -93,20 +99,44 @@ Root.AWS = Root.from_fingerprint("641a0321a3e244efe456463195d606317ed7cdcc3c1756
 class VerifiedAttestation:
     """A document that passed every step. Only `verify` can make one, so to hold one is to have verified.
 
-    `steps` are sentences for people, one a step, and `certificates` is the chain from the root to the leaf.
+    `certificates` is the chain from the root to the leaf, `time` the one at which it was valid, `size` the number of
+    bytes that were verified, `challenged` whether a nonce was asked for.
     """
 
     document: AttestationDocument
     root: Root
-    steps: tuple[str, ...]
     certificates: tuple[Certificate, ...] = field(repr=False)
+    time: datetime
+    size: int = field(repr=False)
+    challenged: bool
     _: KW_ONLY
-    seal: object = field(repr=False, compare=False)
+    seal: InitVar[object]  # not a field: `dataclasses.replace` cannot carry it into a changed copy
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, seal: object) -> None:
         """Raises TypeError for everyone but the verifier."""
-        if self.seal is not _SEAL:
+        if seal is not _SEAL:
             raise TypeError("only verify() makes a VerifiedAttestation")
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What was found, a sentence for each step, in the recipe's order."""
+        sentences = (
+            f"the input has {self.size} bytes",
+            "one CBOR item, an array of four",
+            "the algorithm is ES384",
+            "the payload is one map",
+            "all fields have their types and sizes",
+            f"{len(self.certificates)} certificates are well-formed",
+            f"the root is sha256:{self.root.hex}" + (" (AWS)" if self.root == Root.AWS else ""),
+            f"every certificate is signed by the one above it, down to {self.certificates[-1].common_name}",
+            f"every certificate is valid at {self.time.isoformat(timespec='seconds')}",
+            "authorities and leaf keep to their constraints",
+            "the leaf's key signed the document",
+            f"made at {self.document.timestamp.isoformat(timespec='milliseconds')}",
+            "the policy accepts it" + (", and the nonce is the expected one" if self.challenged else ""),
+            "verified",
+        )
+        return tuple(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
 
 
 def verify(
@@ -117,7 +147,9 @@ def verify(
     at: datetime | None,
     nonce: bytes | None = None,
     max_age: timedelta | None = None,
+    now: datetime | None = None,
     max_skew: timedelta = MAX_SKEW,
+    strict: bool = False,
     cache: ChainCache | None = None,
 ) -> VerifiedAttestation:
     """Verify a document, step by step as the module says.
@@ -126,21 +158,23 @@ def verify(
         document: The COSE_Sign1, as received.
         roots: The trusted roots, at least one; there is no default.
         policy: What the document must say.
-        at: The time, aware; None is the document's own time, for archived documents.
-        nonce: The challenge that the document must carry, or None when there was none.
-        max_age: How much older than `at` the document may be, or None for no limit.
-        max_skew: How far ahead of `at` the document may be.
+        at: The time at which the chain must be valid, aware; None is the document's own time, for archived documents.
+        nonce: The challenge that the document must carry, not empty, or None when there was none.
+        max_age: How old the document may be at `now`, or None for no limit.
+        now: The clock by which the document's age is judged; None is `at`.
+        max_skew: How far ahead of that clock the document may be.
+        strict: Allow user_data and nonce no more than 512 bytes, the smaller of the limits that AWS documents.
         cache: Verified chains to reuse and add to.
 
     Raises:
         AttestationError: The document is not valid; `step` says which step failed.
         PolicyError: The document is genuine and not acceptable.
-        ValueError: No roots, or a time without a zone: a mistake of the caller.
+        ValueError: No roots, an empty nonce, a time without a zone, an age without a clock: a mistake of the caller.
     """
-    if not roots or (at is not None and at.tzinfo is None):
-        raise ValueError("verification needs a root and a time with a zone")
+    clock = at if now is None else now
+    _check_call(roots, nonce, (at, now), unlimited=max_age is None or clock is not None)
     # 1. to 5. What the document says.
-    sign1, claims = open_document(document)
+    sign1, claims = open_document(document, strict=strict)
     time = claims.timestamp if at is None else at
     # 6., 7., 8. and 10. Who says so.
     root = _trusted_root(claims.cabundle[0], roots)
@@ -151,13 +185,27 @@ def verify(
     # 11. The leaf's key made the signature.
     _check_signature(sign1, chain[-1])
     # 12. The document's own time.
-    _check_age(claims, chain[-1], time, max_age, max_skew)
+    _check_made(claims.timestamp, chain[-1])
+    if clock is not None:
+        _check_age(claims.timestamp, clock, max_age, max_skew)
     # 13. Policy.
-    _check_nonce(claims, nonce)
+    if nonce is not None:
+        _check_nonce(claims, nonce)
     policy.check(claims)
     # 14. Only now may anyone read it.
-    steps = _account(document, claims, root, chain, time, nonce=nonce)
-    return VerifiedAttestation(claims, root, steps, chain, seal=_SEAL)
+    return VerifiedAttestation(claims, root, chain, time, len(document), nonce is not None, seal=_SEAL)
+
+
+def _check_call(
+    roots: Sequence[Root], nonce: bytes | None, times: tuple[datetime | None, ...], *, unlimited: bool
+) -> None:
+    # What would quietly weaken the verification is refused aloud.
+    if not roots or any(time is not None and time.tzinfo is None for time in times):
+        raise ValueError("verification needs a root and a time with a zone")
+    if nonce is not None and not nonce:
+        raise ValueError("verification needs a nonce that is not empty, or none")
+    if not unlimited:
+        raise ValueError("verification needs a clock for max_age: give at or now")
 
 
 def _trusted_root(first: bytes, roots: Sequence[Root]) -> Root:
@@ -180,57 +228,26 @@ def _check_signature(sign1: cose.Sign1, leaf: Certificate) -> None:
     r, s = int.from_bytes(sign1.signature[:half]), int.from_bytes(sign1.signature[half:])
     signed = cose.sign1_structure(sign1.protected, sign1.payload)
     try:
-        leaf.public_key.verify(encode_dss_signature(r, s), signed, ECDSA(SHA384()))
+        leaf.public_key.verify(encode_dss_signature(r, s), signed, _ES384)
     except (InvalidSignature, ValueError) as error:
         raise AttestationError("the signature is not the leaf certificate's", step=11) from error
 
 
-def _check_age(
-    claims: AttestationDocument, leaf: Certificate, time: datetime, max_age: timedelta | None, max_skew: timedelta
-) -> None:
-    # 12. The leaf was valid when the document was made, and the document is as fresh as asked.
-    made = claims.timestamp
+def _check_made(made: datetime, leaf: Certificate) -> None:
+    # 12. The leaf was valid when the document was made.
     if not leaf.not_before <= made <= leaf.not_after:
         raise AttestationError(f"made at {made.isoformat()}, outside the validity of its leaf certificate", step=12)
-    if max_age is not None and time - made > max_age:
+
+
+def _check_age(made: datetime, clock: datetime, max_age: timedelta | None, max_skew: timedelta) -> None:
+    # 12. The document is as fresh as asked.
+    if max_age is not None and clock - made > max_age:
         raise AttestationError(f"made at {made.isoformat()}, longer ago than {max_age}", step=12)
-    if made - time > max_skew:
+    if made - clock > max_skew:
         raise AttestationError(f"made at {made.isoformat()}, in the future", step=12)
 
 
-def _check_nonce(claims: AttestationDocument, nonce: bytes | None) -> None:
+def _check_nonce(claims: AttestationDocument, nonce: bytes) -> None:
     # 13. A challenge that was asked for must have come back.
-    if nonce is None:
-        return
     if claims.nonce is None or not hmac.compare_digest(claims.nonce, nonce):
         raise PolicyError("the nonce is not the expected one", step=13)
-
-
-def _account(
-    document: bytes,
-    claims: AttestationDocument,
-    root: Root,
-    chain: Sequence[Certificate],
-    time: datetime,
-    *,
-    nonce: bytes | None,
-) -> tuple[str, ...]:
-    """One sentence a step, in the recipe's order."""
-    leaf = chain[-1]
-    sentences = (
-        f"the input has {len(document)} bytes",
-        "one CBOR item, an array of four",
-        "the algorithm is ES384",
-        "the payload is one map",
-        "all fields have their types and sizes",
-        f"{len(chain)} certificates are well-formed",
-        f"the root is sha256:{root.hex}" + (" (AWS)" if root == Root.AWS else ""),
-        f"every certificate is signed by the one above it, down to {leaf.common_name}",
-        f"every certificate is valid at {time.isoformat(timespec='seconds')}",
-        "authorities and leaf keep to their constraints",
-        "the leaf's key signed the document",
-        f"made at {claims.timestamp.isoformat(timespec='milliseconds')}",
-        "the policy accepts it" + ("" if nonce is None else ", and the nonce is the expected one"),
-        "verified",
-    )
-    return tuple(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))

@@ -32,7 +32,7 @@ _FLOATS: Final = {25: ">e", 26: ">f", 27: ">d"}  # RFC 8949 §3.3, by additional
 _LENGTHS: Final = {24: 1, 25: 2, 26: 4, 27: 8}  # RFC 8949 §3: bytes of argument, by additional information
 _INDEFINITE: Final = 31
 _BREAK: Final = 0xFF
-_UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG = range(7)  # RFC 8949 §3.1 major types; 7 is simple and float
+_UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)  # RFC 8949 §3.1, major types
 
 
 class CborError(ValueError):
@@ -87,15 +87,15 @@ def _item(data: bytes, at: int, depth: int) -> tuple[object, int]:
     if at >= len(data):
         raise CborError("the input ends where an item must begin", at)
     major, info = data[at] >> 5, data[at] & 31
-    if major == 7:
+    if major == _SIMPLE:
         return _simple(data, at, info)
-    length, start = _argument(data, at, major, info)
+    length, start = (info, at + 1) if info < 24 else _argument(data, at, major, info)
+    if major in (_BYTES, _TEXT):
+        return _string(data, at, major, length, start)
     if major == _UINT:
         return length, start
     if major == _NEGATIVE:
         return -1 - length, start
-    if major in (_BYTES, _TEXT):
-        return _string(data, at, major, length, start)
     if depth <= 0:
         raise CborError("the items nest too deep", at)
     if major == _ARRAY:
@@ -110,6 +110,8 @@ def _argument(data: bytes, at: int, major: int, info: int) -> tuple[int, int]:
     """The argument of the head at `at` (-1: indefinite length), and the offset after it."""
     if info < 24:
         return info, at + 1
+    if info == 24 and at + 1 < len(data):  # the most frequent: digests have it
+        return data[at + 1], at + 2
     if info == _INDEFINITE and _BYTES <= major <= _MAP:
         return -1, at + 1
     size = _LENGTHS.get(info)
@@ -128,7 +130,7 @@ def _simple(data: bytes, at: int, info: int) -> tuple[object, int]:
         return Simple(info), at + 1
     if info == _INDEFINITE:
         raise CborError("a break where an item must begin", at)
-    number, end = _argument(data, at, 7, info)
+    number, end = _argument(data, at, _SIMPLE, info)
     if info in _FLOATS:
         return struct.unpack_from(_FLOATS[info], data, at + 1)[0], end
     if number < 32:  # RFC 8949 §3.3: not well-formed
@@ -238,7 +240,7 @@ def _encode_compound(obj: object, out: bytearray) -> None:
         out += head(_TAG, obj.number)
         _encode(obj.value, out)
     elif isinstance(obj, Simple):
-        out += head(7, obj.number)
+        out += head(_SIMPLE, obj.number)
     else:
         raise TypeError(f"no CBOR for {type(obj).__name__}")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -208,6 +209,50 @@ def test_a_stale_document_is_refused(world: World) -> None:
     check(world, data, at=NOW + timedelta(hours=2))
 
 
+def test_an_archived_document_may_be_asked_for_its_age(world: World) -> None:
+    """The chain at the document's own time, and its age by the caller's clock: two questions, two times."""
+    data, limit, hour = world.document(), timedelta(minutes=5), timedelta(hours=30)
+
+    def ask(now: datetime) -> None:
+        verify(data, roots=[world.root], policy=NoDebugMode(), at=None, now=now, max_age=limit)
+
+    ask(NOW + limit)
+    ask(NOW - timedelta(minutes=1))
+    for now, reason in ((NOW + hour, "longer ago"), (NOW - timedelta(minutes=2), "in the future")):
+        with pytest.raises(AttestationError, match=reason) as caught:
+            ask(now)
+        assert caught.value.step == 12
+
+
+def test_an_age_without_a_clock_is_a_mistake(world: World) -> None:
+    """At its own time every document is new; a limit that could never refuse anything is refused itself."""
+    for age in (timedelta(0), timedelta(days=1)):
+        with pytest.raises(ValueError, match="clock"):
+            check(world, world.document(), at=None, max_age=age)
+
+
+def test_an_empty_challenge_is_a_mistake(world: World) -> None:
+    """It would be met by any document with an empty nonce."""
+    with pytest.raises(ValueError, match="nonce"):
+        check(world, world.document(nonce=b""), nonce=b"")
+
+
+@pytest.mark.parametrize("field", ["user_data", "nonce"])
+def test_the_strict_mode_allows_512_bytes(world: World, field: str) -> None:
+    """AWS's document names two limits; the larger is the rule and the smaller is on request (attestation.md §5.1)."""
+
+    def ask(size: int, *, strict: bool) -> int | None:
+        data = world.document(**{field: bytes(size)})
+        try:
+            verify(data, roots=[world.root], policy=NoDebugMode(), at=NOW, strict=strict)
+        except AttestationError as error:
+            return error.step
+        return None
+
+    found = [ask(size, strict=strict) for size, strict in ((512, True), (513, True), (1024, False), (1025, False))]
+    assert found == [None, 5, None, 5]
+
+
 def test_a_document_from_the_future_is_refused(world: World) -> None:
     """A minute ahead is a clock that differs; more is not."""
     ahead = [NOW + timedelta(seconds=seconds) for seconds in (60, 61)]
@@ -242,6 +287,8 @@ def test_a_cache_saves_work_and_stays_bounded(world: World) -> None:
         other = make_world()
         check(other, other.document(), cache=cache)
     assert len(cache) == 4
+    with pytest.raises(ValueError, match="at least one"):
+        ChainCache(size=0)
     assert step(world, make_world().document(), cache=cache) == 7
 
 
@@ -271,16 +318,31 @@ def test_one_of_several_roots_suffices(world: World) -> None:
 
 def test_mistakes_of_the_caller_are_no_attestation_errors(world: World) -> None:
     """No roots, and a time without a zone, say nothing about the document."""
-    for roots, at in (([], NOW), ([world.root], NOW.replace(tzinfo=None))):
+    naive = NOW.replace(tzinfo=None)
+    for roots, at, now in (([], NOW, NOW), ([world.root], naive, NOW), ([world.root], NOW, naive)):
         with pytest.raises(ValueError, match="needs"):
-            verify(world.document(), roots=roots, policy=NoDebugMode(), at=at)
+            verify(world.document(), roots=roots, policy=NoDebugMode(), at=at, now=now)
 
 
 def test_only_the_verifier_makes_a_verified_attestation(world: World) -> None:
     """To hold one is to have verified."""
     verified = check(world, world.document())
     with pytest.raises(TypeError, match="only verify"):
-        VerifiedAttestation(verified.document, verified.root, (), (), seal=object())
+        VerifiedAttestation(verified.document, verified.root, (), NOW, 1, challenged=False, seal=object())
+    forged = dataclasses.replace(verified.document, module_id="i-forged")
+    with pytest.raises((TypeError, ValueError)):
+        dataclasses.replace(verified, document=forged)
+    with pytest.raises((TypeError, ValueError)):
+        dataclasses.replace(verified, document=forged, seal=object())
+
+
+def test_nobody_changes_a_verified_document(world: World) -> None:
+    """Neither its fields nor its registers, by accident."""
+    verified = check(world, world.document())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        verified.document.module_id = "i-forged"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        verified.document.pcrs[0] = b"\x09" * 48  # type: ignore[index]
 
 
 def test_roots_are_named_by_the_fingerprint_of_their_der(world: World) -> None:
