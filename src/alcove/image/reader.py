@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, NoReturn, cast
 
 from alcove.errors import ImageFormatError
 from alcove.image.format import (
@@ -172,11 +172,11 @@ class _Findings:
 
 
 def _misplaced(header: EifHeader, index: int, expected: int) -> Iterator[Finding]:
-    offset = header.section_offsets[index]
+    offset, field, place = header.section_offsets[index], f"section_offsets[{index}]", 0x1C + 8 * index
     if offset < expected:
-        raise ImageFormatError("the section overlaps what is before it", field="section_offsets", offset=offset)
+        raise ImageFormatError(f"{offset} overlaps what is before the section", field=field, offset=place)
     if gap := offset - expected:
-        yield Finding(f"a gap of {gap} bytes before the section", "section_offsets", expected)
+        yield Finding(f"{offset} leaves a gap of {gap} bytes before the section", field, place)
 
 
 def _section(file: BinaryIO, header: EifHeader, index: int, file_size: int) -> Section:
@@ -191,8 +191,8 @@ def _section(file: BinaryIO, header: EifHeader, index: int, file_size: int) -> S
         message = f"{inner.size} bytes of data run past the end of the image"
         raise ImageFormatError(message, field="section_size", offset=offset + 4)
     if inner.size > _AT_MOST.get(inner.type, MAX_OFFSET):
-        name = inner.type.name.lower()
-        raise ImageFormatError(f"{inner.size} bytes are too many for a {name} section", field=field, offset=offset + 4)
+        message = f"{inner.size} bytes are too many for a {inner.type.name.lower()} section"
+        raise ImageFormatError(message, field="section_size", offset=offset + 4)
     return section
 
 
@@ -222,18 +222,22 @@ def _section_findings(section: Section) -> Iterator[Finding]:
 
 
 def _check_kinds(header: EifHeader, sections: list[Section]) -> None:
-    counts = {kind: sum(section.type is kind for section in sections) for kind in SectionType}
+    found = {kind: [section for section in sections if section.type is kind] for kind in SectionType}
     for kind in (SectionType.KERNEL, SectionType.CMDLINE):
-        if counts[kind] != 1:
-            raise ImageFormatError(f"{counts[kind]} {kind.name.lower()} sections instead of one", field="sections")
+        if len(found[kind]) != 1:
+            _refuse_sections(f"{len(found[kind])} {kind.name.lower()} sections instead of one", found[kind][1:])
     for kind in (SectionType.SIGNATURE, SectionType.METADATA):
-        if counts[kind] > 1:
-            raise ImageFormatError(f"more than one {kind.name.lower()} section", field="sections")
-    if header.version < 3 and counts[SectionType.SIGNATURE]:
-        raise ImageFormatError("a signature section, which version 2 does not have", field="sections")
-    kinds = [section.type for section in sections]
-    if SectionType.RAMDISK in kinds[: kinds.index(SectionType.KERNEL)]:
-        raise ImageFormatError("a ramdisk comes before the kernel", field="sections")
+        if len(found[kind]) > 1:
+            _refuse_sections(f"more than one {kind.name.lower()} section", found[kind][1:])
+    if header.version < 3 and found[SectionType.SIGNATURE]:
+        _refuse_sections("a signature section, which version 2 does not have", found[SectionType.SIGNATURE])
+    if found[SectionType.RAMDISK] and found[SectionType.RAMDISK][0].offset < found[SectionType.KERNEL][0].offset:
+        _refuse_sections("a ramdisk comes before the kernel", found[SectionType.RAMDISK])
+
+
+def _refuse_sections(message: str, sections: list[Section]) -> NoReturn:
+    """Refuse the first of these sections, or the number of them when one is missing."""
+    raise ImageFormatError(message, field="sections", offset=sections[0].offset if sections else 0x1A)
 
 
 def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
