@@ -1,6 +1,6 @@
-"""DER (X.690 §10, §11), read strictly: what a certificate of attestation.md §4.1 needs and no more; and written.
+"""DER (X.690 §10, §11), read strictly: what a certificate of attestation.md §4.1 needs and no more; `der_writer` writes it.
 
-Core: bytes in, nodes out, and back.
+Core: bytes in, nodes out.
 
 Tags have one byte; lengths are definite and in their shortest form; a child never runs past its parent and nothing is
 left over in it (attestation.md §6, "DER").
