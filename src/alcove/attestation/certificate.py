@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -159,12 +160,16 @@ def _public_key(node: Node) -> EllipticCurvePublicKey:
 
 def _names(node: Node) -> tuple[tuple[str, str], ...]:
     """The parts of a name, for people only: names are compared as bytes."""
+    return tuple(name for part in node.children(der.SEQUENCE, "name") for name in _name_part(part.raw))
+
+
+@lru_cache(maxsize=128)  # the five names of a chain have thirty parts, and few of them differ
+def _name_part(data: bytes) -> tuple[tuple[str, str], ...]:
     found = []
-    for part in node.children(der.SEQUENCE, "name"):
-        for attribute in part.children(_SET, "name"):
-            identifier, value = attribute.children(der.SEQUENCE, "name", 2)
-            oid = identifier.expect(der.OBJECT_IDENTIFIER, "name").content
-            found.append((_NAME_LABELS.get(oid) or oid.hex(), value.content.decode(errors="backslashreplace")))
+    for attribute in der.parse(data).children(_SET, "name"):
+        identifier, value = attribute.children(der.SEQUENCE, "name", 2)
+        oid = identifier.expect(der.OBJECT_IDENTIFIER, "name").content
+        found.append((_NAME_LABELS.get(oid) or oid.hex(), value.content.decode(errors="backslashreplace")))
     return tuple(found)
 
 
