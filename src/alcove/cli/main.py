@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from alcove import __version__
-from alcove.cli import native, nitro, output, proxy
+from alcove.cli import native, nitro, output, proxy, watch
 from alcove.errors import AlcoveError
 
 Handler = Callable[[argparse.Namespace], int | None]
@@ -25,6 +25,7 @@ def alcove() -> NoReturn:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     native.add_commands(commands)
     nitro.add_commands(commands)
+    watch.add_commands(commands)
     _run(parser)
 
 

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from alcove.cli import building, image, output
 from alcove.cli.parsers import Commands, command
-from alcove.enclave import config, lifecycle, registry
+from alcove.enclave import config, ended, lifecycle, registry
 from alcove.enclave.paths import Paths
+from alcove.enclave.record import Record
 from alcove.errors import MachineError, UsageError
 
 NITRO_CLI_VERSION: Final = "1.5.0"
@@ -48,6 +49,7 @@ def _add_run(commands: Commands) -> None:
 def _add_watch(commands: Commands) -> None:
     parser = command(commands, "describe-enclaves", describe_enclaves, "list the running enclaves")
     parser.add_argument("--metadata", action="store_true", help="with the image's name, version and metadata")
+    parser.add_argument("--all", action="store_true", help="Alcove's own: those that have ended too, and how they did")
     parser = command(commands, "terminate-enclave", terminate_enclave, "end an enclave")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--enclave-id", metavar="ID")
@@ -115,7 +117,10 @@ def read_text(path: str) -> str:
 
 def describe_enclaves(arguments: argparse.Namespace) -> None:
     """``describe-enclaves``."""
-    entries, failures = lifecycle.describe_enclaves(Paths.from_environment(), metadata=arguments.metadata)
+    paths = Paths.from_environment()
+    entries, failures = lifecycle.describe_enclaves(paths, metadata=arguments.metadata)
+    if arguments.all:
+        entries = ended.load(paths) + entries
     if failures:
         output.say(f"Failed connections: {failures}")
     output.result(entries)
@@ -132,13 +137,13 @@ def terminate_enclave(arguments: argparse.Namespace) -> None:
         output.result(_terminate(paths, _find(paths, arguments)))
 
 
-def _terminate(paths: Paths, record: registry.Record) -> dict[str, Any]:
+def _terminate(paths: Paths, record: Record) -> dict[str, Any]:
     ended = lifecycle.terminate_enclave(paths, record)
     output.say(f"Successfully terminated enclave {record.enclave_id}.")
     return ended
 
 
-def _find(paths: Paths, arguments: argparse.Namespace) -> registry.Record:
+def _find(paths: Paths, arguments: argparse.Namespace) -> Record:
     return registry.find(paths, enclave_id=arguments.enclave_id, name=arguments.enclave_name)
 
 
@@ -152,7 +157,7 @@ def console(arguments: argparse.Namespace) -> None:
     _copy_console(paths, record, seconds)
 
 
-def _copy_console(paths: Paths, record: registry.Record, seconds: float | None) -> None:
+def _copy_console(paths: Paths, record: Record, seconds: float | None) -> None:
     stream = lifecycle.console(paths, record, seconds)
     next(stream)
     output.text("Successfully connected to the console.")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from alcove.errors import AlcoveError
@@ -44,6 +46,24 @@ def error(program: str, problem: AlcoveError) -> None:
     say(prefix + problem.message)
     if problem.hint:
         say(f"hint: {problem.hint}")
+
+
+def live(columns: Sequence[str], rows: Callable[[], Sequence[Sequence[str]]], seconds: float) -> None:
+    """Show a table that is made anew every so many seconds, until Ctrl-C."""
+    from rich.console import Console  # noqa: PLC0415 - slow to import, and few commands need it
+    from rich.live import Live  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    def table() -> Table:
+        made = Table(*columns, box=None)
+        for row in rows():
+            made.add_row(*row)
+        return made
+
+    with Live(table(), console=Console(), screen=True, auto_refresh=False) as shown:
+        while True:
+            time.sleep(seconds)
+            shown.update(table(), refresh=True)
 
 
 def bold(line: str) -> str:

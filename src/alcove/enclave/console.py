@@ -48,11 +48,15 @@ class Console:
         """What is kept, up to 1 MiB."""
         return b"".join(self._kept)
 
-    def close(self) -> None:
-        """Send what is left, end every client, close everything."""
+    def drain(self) -> None:
+        """Take in what the pipe holds."""
         if self._source >= 0:
             self._read()
-            self._end_of_source()
+
+    def close(self) -> None:
+        """Send what is left, end every client, close everything."""
+        self.drain()
+        self._end_of_source()
         if self._server is not None:
             self._server.close()
         self._listener.close()

@@ -1,6 +1,6 @@
 """The supervisor's control socket: one JSON line in, one JSON line out.
 
-Everybody may describe; only the enclave's owner and root may terminate (cli.md §3.4).
+Everybody may describe; what more there is, only the enclave's owner and root may ask for (cli.md §3.4).
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,20 +22,27 @@ _MAX_LINE: Final = 1024
 _MAX_ANSWER: Final = 4 * 1024 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What one word on the socket does: `answer` gives the JSON; `for_all` lets every local user ask."""
+
+    answer: Callable[[], dict[str, Any]]
+    for_all: bool = False
+
+
 class ControlServer:
-    """Serve ``describe`` and ``terminate``.
+    """Serve commands.
 
     Args:
         path: The socket; every local user may connect.
-        describe: Gives the enclave's entry.
-        terminate: Ends the enclave.
+        commands: By the word that asks for them.
     """
 
-    def __init__(self, path: Path, describe: Callable[[], dict[str, Any]], terminate: Callable[[], None]) -> None:
+    def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
         self._path = path
-        self._describe = describe
-        self._terminate = terminate
+        self._commands = commands
         self._server: asyncio.Server | None = None
+        self._owner = os.getuid()  # as it was at the start
 
     async def start(self) -> None:
         """Bind the socket and begin to answer."""
@@ -58,16 +66,13 @@ class ControlServer:
             writer.close()
 
     def _answer(self, line: bytes, uid: int) -> dict[str, Any]:
-        match line.strip():
-            case b"describe":
-                return self._describe()
-            case b"terminate" if uid in (0, os.getuid()):
-                # the answer leaves first: the loop ends the enclave in its next turn
-                asyncio.get_running_loop().call_later(0.01, self._terminate)
-                return {"Terminated": True}
-            case b"terminate":
-                return {"error": "only the enclave's owner and root may terminate it"}
-        return {"error": "the command is not known"}
+        word = line.strip().decode("ascii", "replace")
+        command = self._commands.get(word)
+        if command is None:
+            return {"error": "the command is not known"}
+        if not command.for_all and uid not in (0, self._owner):
+            return {"error": f"only the enclave's owner and root may ask for `{word}`"}
+        return command.answer()
 
 
 def ask(path: Path, command: str, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:

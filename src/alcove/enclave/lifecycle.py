@@ -16,6 +16,7 @@ from typing import Any, Final
 from alcove.enclave import control, registry
 from alcove.enclave.config import RunRequest, encode_request
 from alcove.enclave.paths import Paths
+from alcove.enclave.record import Record
 from alcove.errors import AlcoveError, MachineError, UsageError
 
 _CONSOLE_READ: Final = 1024  # cli.md §2, as upstream
@@ -85,7 +86,7 @@ def describe_enclaves(paths: Paths, *, metadata: bool) -> tuple[list[dict[str, A
     return entries, failures
 
 
-def terminate_enclave(paths: Paths, record: registry.Record) -> dict[str, Any]:
+def terminate_enclave(paths: Paths, record: Record) -> dict[str, Any]:
     """End an enclave and wait until nothing of it is left.
 
     Raises:
@@ -112,7 +113,7 @@ def _watch(process_id: int) -> Iterator[Callable[[float], bool]]:
         os.close(descriptor)
 
 
-def console(paths: Paths, record: registry.Record, disconnect_timeout: float | None = None) -> Iterator[bytes]:
+def console(paths: Paths, record: Record, disconnect_timeout: float | None = None) -> Iterator[bytes]:
     """The console's bytes, from the boot on, until the enclave or the time ends.
 
     Raises:

@@ -61,6 +61,11 @@ class Paths:
         return EnclavePaths(self.enclaves / enclave_id)
 
     @property
+    def ended(self) -> Path:
+        """How enclaves ended, and the consoles of those in debug mode."""
+        return self.run / "ended"
+
+    @property
     def ports(self) -> Path:
         """Sockets of the parent's listeners, shared by all enclaves."""
         return self.run / "vsock"

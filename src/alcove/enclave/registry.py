@@ -12,32 +12,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from alcove.enclave.allocator import Allocation
+from alcove.enclave import ended
 from alcove.enclave.paths import EnclavePaths, Paths
+from alcove.enclave.record import Record
 from alcove.errors import MachineError, UsageError
 from alcove.types import FIRST_ENCLAVE_CID, Cid
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What an enclave has reserved."""
-
-    enclave_id: str
-    name: str
-    cid: int
-    cpu_ids: tuple[int, ...]
-    memory_mib: int
-    process_id: int
-    debug_mode: bool
-
-    @property
-    def allocation(self) -> Allocation:
-        """CPUs and memory, as the allocator counts them."""
-        return Allocation(self.cpu_ids, self.memory_mib)
 
 
 def prepare(paths: Paths) -> None:
@@ -78,10 +61,23 @@ def live(paths: Paths) -> list[Record]:
         if directory.name.startswith("."):  # being reserved at this moment
             continue
         if not _is_locked(files.lock):
-            shutil.rmtree(directory, ignore_errors=True)
+            _bury(paths, files)
         elif record := _read(files.record):
             found.append(record)
     return found
+
+
+def _bury(paths: Paths, files: EnclavePaths) -> None:
+    """Remove what a dead supervisor left; who gets to rename the directory writes down how the enclave ended."""
+    grave = files.directory.with_name(f".dead-{files.directory.name}-{os.getpid()}")
+    try:
+        files.directory.rename(grave)
+    except OSError:  # somebody else was faster, or it is not ours
+        return
+    if record := _read(EnclavePaths(grave).record):
+        end = ended.End(ended.Cause.SUPERVISOR_KILLED, "the enclave's supervisor was killed, and the machine with it")
+        ended.save(paths, record, end, None, None)
+    shutil.rmtree(grave, ignore_errors=True)
 
 
 def find(paths: Paths, *, enclave_id: str | None = None, name: str | None = None) -> Record:

@@ -28,13 +28,17 @@ from alcove.attestation.attester import Attester
 from alcove.devices.nsm.backend import NsmBackend
 from alcove.devices.nsm.module import NsmModule
 from alcove.devices.vsock.backend import VsockBackend
-from alcove.enclave import allocator, identity, registry
+from alcove.enclave import allocator, ended, identity, registry
 from alcove.enclave.config import RunRequest
 from alcove.enclave.console import Console
-from alcove.enclave.control import ControlServer
+from alcove.enclave.control import Command, ControlServer
+from alcove.enclave.ended import Cause, End
+from alcove.enclave.init_channel import InitChannel
 from alcove.enclave.paths import EnclavePaths, Paths
 from alcove.enclave.pool import load_pool
-from alcove.errors import AlcoveError, MachineError
+from alcove.enclave.record import Record
+from alcove.enclave.usage import tree_usage
+from alcove.errors import AlcoveError, MachineError, ProtocolError
 from alcove.image.boot import BootFiles, prepare_boot
 from alcove.image.sources.tools_tree import ToolsTree
 from alcove.machine.accelerator import choose_accelerator
@@ -43,10 +47,10 @@ from alcove.machine.qemu import Qemu, find_qemu
 from alcove.machine.spec import Accelerator, MachineSpec
 from alcove.types import HEARTBEAT_PORT, Cid, Port
 
-_HEARTBEAT: Final = b"\xb7"  # eif.md §10
 _GIB: Final = 1024**3
 _TERMINATE_SECONDS: Final = 5.0
 _STDERR_LIMIT: Final = 4096
+_CONSOLE_LOOK: Final = 65536  # a panic and its trace
 
 
 def boot_timeout(image_bytes: int, memory_mib: int) -> float:
@@ -68,10 +72,11 @@ class Supervisor:
         self._paths = paths
         self._loop = asyncio.get_running_loop()
         self._cleanups = contextlib.ExitStack()
-        self._ended: asyncio.Future[str] = self._loop.create_future()
+        self._ended: asyncio.Future[End] = self._loop.create_future()
         self._stderr = bytearray()
         self._state = "EMPTY"
         self._console: Console | None = None
+        self._started: datetime | None = None
 
     async def boot(self) -> dict[str, Any]:
         """Steps 1 to 4. On any error everything is undone before it is raised.
@@ -85,18 +90,21 @@ class Supervisor:
             self.close()
             raise
 
-    async def serve(self) -> str:
-        """Step 5: wait until the enclave ends.
+    async def serve(self) -> None:
+        """Step 5: wait until the enclave ends, and write down how it did."""
+        end = await self._ended
+        if end.cause is Cause.TERMINATED:
+            self._stop_machine()
+        console = None
+        if self._console is not None:
+            self._console.drain()
+            console = self._console.tail()
+        ended.save(self._paths, self._record, end, self._started, console)
 
-        Returns:
-            Why it ended, in a few words.
-        """
-        return await self._ended
-
-    def terminate(self, reason: str = "terminated") -> None:
+    def terminate(self) -> None:
         """End the enclave; :meth:`serve` returns soon."""
         self._state = "TERMINATING"
-        self._end(reason)
+        self._end(End(Cause.TERMINATED, "the enclave was terminated"))
 
     def close(self) -> None:
         """Step 6: end QEMU, close every socket, remove the runtime directory."""
@@ -129,17 +137,49 @@ class Supervisor:
         self._files = self._paths.enclave(enclave_id)
         attester = Attester(parent, enclave_id)
         self._start_devices(attester)
-        heartbeat = self._listen(self._files.guest_port(HEARTBEAT_PORT))
+        self._init = InitChannel(self._loop, self._listen(self._files.guest_port(HEARTBEAT_PORT)))
+        self._cleanups.callback(self._init.close)
         self._start_machine(self._spec(self._image, accelerator), qemu)
         if self._console is not None:
             await self._console.start()
-        await self._wait_for_heartbeat(heartbeat)
+        await self._wait_for_heartbeat()
         shutil.rmtree(staging, ignore_errors=True)
         self._state = "RUNNING"
-        control = ControlServer(self._files.control, self.describe, self.terminate)
+        self._started = datetime.now(UTC)
+        control = ControlServer(self._files.control, self._commands())
         await control.start()
         self._cleanups.callback(control.close)
         return run_result(self._record)
+
+    def _commands(self) -> dict[str, Command]:
+        return {
+            "describe": Command(self.describe, for_all=True),
+            "terminate": Command(self._terminate_soon),
+            "console": Command(self._console_text),
+            "stats": Command(self.stats, for_all=True),
+        }
+
+    def _terminate_soon(self) -> dict[str, Any]:
+        # the answer leaves first: the loop ends the enclave in a later turn
+        self._loop.call_later(0.01, self.terminate)
+        return {"Terminated": True}
+
+    def _console_text(self) -> dict[str, Any]:
+        return {"Console": self._console.tail().decode(errors="replace") if self._console else None}
+
+    def stats(self) -> dict[str, Any]:
+        """What `alcove top` shows: seconds of CPU, bytes, and counts since the start."""
+        usage, vsock = tree_usage(self._process.pid), self._vsock.counters
+        return {
+            "CPUSeconds": usage.cpu_seconds,
+            "ResidentBytes": usage.resident_bytes,
+            "OpenConnections": vsock.open_now,
+            "Connections": vsock.connections,
+            "BytesFromEnclave": vsock.bytes_from_guest,
+            "BytesToEnclave": vsock.bytes_to_guest,
+            "NSMRequests": self._module.requests,
+            "StartedAt": self._started.isoformat(timespec="seconds") if self._started else None,
+        }
 
     def _accelerator(self, qemu: Qemu) -> Accelerator:
         tools = ToolsTree.load(self._paths.tools)
@@ -151,11 +191,11 @@ class Supervisor:
         )
         return accelerator
 
-    def _reserve(self, enclave_id: str) -> registry.Record:
+    def _reserve(self, enclave_id: str) -> Record:
         request, image = self._request, self._image
         pool = load_pool(self._paths.config)
 
-        def decide(others: list[registry.Record]) -> registry.Record:
+        def decide(others: list[Record]) -> Record:
             allocation = allocator.allocate(
                 pool,
                 [other.allocation for other in others],
@@ -164,7 +204,7 @@ class Supervisor:
                 cpu_count=request.cpu_count,
                 cpu_ids=request.cpu_ids,
             )
-            return registry.Record(
+            return Record(
                 enclave_id=enclave_id,
                 name=registry.free_name(request.wanted_name, others),
                 cid=registry.free_cid(request.enclave_cid, others),
@@ -192,8 +232,8 @@ class Supervisor:
             attester.renew(lambda: identity.load_parent(self._paths), now=now)
             return attester.document(locked, user_data=user_data, nonce=nonce, public_key=public_key, now=now)
 
-        module = NsmModule(record.enclave_id, pcrs, attest, os.urandom)
-        self._nsm = NsmBackend(self._loop, self._listen(files.nsm_device), module, self._device_closed("NSM"))
+        self._module = NsmModule(record.enclave_id, pcrs, attest, os.urandom)
+        self._nsm = NsmBackend(self._loop, self._listen(files.nsm_device), self._module, self._device_closed("NSM"))
         self._cleanups.callback(self._nsm.close)
         self._vsock = VsockBackend(
             self._loop,
@@ -213,7 +253,7 @@ class Supervisor:
         # end of stream comes with QEMU's end, which has its own reason; only a broken device ends the machine
         def closed(reason: str | None) -> None:
             if reason is not None:
-                self._end(f"the {name} device broke: {reason}")
+                self._end(End(Cause.MACHINE, f"the {name} device broke: {reason}"))
 
         return closed
 
@@ -284,11 +324,15 @@ class Supervisor:
         self._loop.remove_reader(watch)
         status = self._process.wait()
         said = self._stderr.decode(errors="replace").strip().splitlines()
-        self._end(said[-1] if status and said else f"the machine stopped (QEMU's status {status})")
+        console = b""
+        if self._console is not None:
+            self._console.drain()
+            console = self._console.tail()[-_CONSOLE_LOOK:]
+        self._end(ended.end_of(status, said[-1] if said else "", self._init.report, console))
 
-    def _end(self, reason: str) -> None:
+    def _end(self, end: End) -> None:
         if not self._ended.done():
-            self._ended.set_result(reason)
+            self._ended.set_result(end)
 
     def _stop_machine(self) -> None:
         if self._process.poll() is None:
@@ -298,17 +342,21 @@ class Supervisor:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_TERMINATE_SECONDS)
 
-    async def _wait_for_heartbeat(self, listener: socket.socket) -> None:
+    async def _wait_for_heartbeat(self) -> None:
         seconds = self._request.boot_timeout or boot_timeout(self._image.size, self._record.memory_mib)
-        beat = asyncio.ensure_future(self._heartbeat(listener))
+        beat = asyncio.ensure_future(self._init.heartbeat())
         either: set[asyncio.Future[Any]] = {beat, self._ended}
         done, _ = await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if beat in done:
-            beat.result()
+            try:
+                beat.result()
+            except ProtocolError as error:
+                raise MachineError(error.message, code="E36", hint=self._boot_hint()) from None
             return
         beat.cancel()
         if self._ended in done:
-            raise MachineError(f"the enclave did not start: {self._ended.result()}", code="E36", hint=self._boot_hint())
+            reason = self._ended.result().reason
+            raise MachineError(f"the enclave did not start: {reason}", code="E36", hint=self._boot_hint())
         raise MachineError(
             f"the enclave did not report that it is up within {seconds:.0f} s", code="E36", hint=self._boot_hint()
         )
@@ -319,20 +367,8 @@ class Supervisor:
         last = self._console.tail().decode(errors="replace").strip().splitlines()[-3:]
         return "the console ended with: " + " | ".join(last) if last else "the console stayed empty"
 
-    async def _heartbeat(self, listener: socket.socket) -> None:
-        connection, _ = await self._loop.sock_accept(listener)
-        with connection:
-            connection.setblocking(False)
-            if await self._loop.sock_recv(connection, 1) != _HEARTBEAT:
-                raise MachineError(
-                    "the enclave sent something that is no heartbeat", code="E36", hint=self._boot_hint()
-                )
-            await self._loop.sock_sendall(connection, _HEARTBEAT)
-        listener.close()
-        self._files.guest_port(HEARTBEAT_PORT).unlink(missing_ok=True)
 
-
-def run_result(record: registry.Record) -> dict[str, Any]:
+def run_result(record: Record) -> dict[str, Any]:
     """The JSON of run-enclave (cli.md §2)."""
     return {
         "EnclaveName": record.name,

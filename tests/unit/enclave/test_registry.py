@@ -8,7 +8,7 @@ import pytest
 
 from alcove.enclave import registry
 from alcove.enclave.paths import Paths
-from alcove.enclave.registry import Record
+from alcove.enclave.record import Record
 from alcove.errors import MachineError, UsageError
 from alcove.types import Cid
 
@@ -16,11 +16,12 @@ RESERVE = """
 import sys
 from pathlib import Path
 from alcove.enclave import registry
+from alcove.enclave.record import Record
 from alcove.enclave.paths import Paths
 paths = Paths(Path(sys.argv[1]), Path(sys.argv[1]), Path(sys.argv[1]))
 def decide(others):
     name, cid = registry.free_name("app", others), registry.free_cid(None, others)
-    return registry.Record(sys.argv[2], name, cid, (0,), 64, 1, False)
+    return Record(sys.argv[2], name, cid, (0,), 64, 1, False)
 record, lock = registry.reserve(paths, sys.argv[2], decide)
 print(record.name, record.cid, flush=True)
 sys.stdin.read()

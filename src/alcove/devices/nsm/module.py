@@ -42,9 +42,11 @@ class NsmModule:
         self._locked = [index < FIRST_APPLICATION_PCR for index in range(nsm.PCR_COUNT)]
         self._attest = attest
         self._random = random
+        self.requests = 0  # answered so far
 
     def handle(self, request: bytes) -> bytes:
         """Answer one request. Every request has an answer; nothing is raised."""
+        self.requests += 1
         if len(request) > nsm.MAX_REQUEST:
             return nsm.encode_response(Failed(ErrorCode.INPUT_TOO_LARGE))
         try:

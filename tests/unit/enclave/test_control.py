@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from alcove.enclave import control
+from alcove.enclave.control import Command, ControlServer
+from alcove.errors import MachineError
+
+
+async def asked(path: Path, word: str, *, owner: int | None = None) -> object:
+    server = ControlServer(path, {"look": Command(lambda: {"n": 1}, for_all=True), "end": Command(lambda: {"n": 2})})
+    if owner is not None:
+        server._owner = owner
+    await server.start()
+    try:
+        return await asyncio.to_thread(control.ask, path, word)
+    finally:
+        server.close()
+
+
+def test_a_command_is_answered(tmp_path: Path) -> None:
+    """One word in, one JSON object out."""
+    assert asyncio.run(asked(tmp_path / "s", "look")) == {"n": 1}
+    assert asyncio.run(asked(tmp_path / "s", "end")) == {"n": 2}
+
+
+def test_an_unknown_command_is_refused(tmp_path: Path) -> None:
+    """E38, as for everything a supervisor refuses."""
+    with pytest.raises(MachineError, match="not known") as caught:
+        asyncio.run(asked(tmp_path / "s", "dance"))
+    assert caught.value.code == "E38"
+
+
+def test_others_may_look_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cli.md §3.4: a user who is neither the owner nor root gets what is for all."""
+    monkeypatch.setattr(control, "_peer_uid", lambda _: 4711)
+    assert asyncio.run(asked(tmp_path / "s", "look", owner=1000)) == {"n": 1}
+    with pytest.raises(MachineError, match="only the enclave's owner and root"):
+        asyncio.run(asked(tmp_path / "s", "end", owner=1000))
+
+
+def test_no_answer_is_e39(tmp_path: Path) -> None:
+    """Nobody listens at the socket."""
+    with pytest.raises(MachineError) as caught:
+        control.ask(tmp_path / "s", "look")
+    assert caught.value.code == "E39"
