@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+from typing import Final
 
 from alcove.cli import output
-from alcove.cli.parsers import Commands, command
+from alcove.cli.parsers import Commands, add_signing_flags, command
+from alcove.errors import UsageError
+
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def add_commands(commands: Commands) -> None:
-    """Add build-enclave."""
+    """Add build-enclave: AWS's flags, and Alcove's own."""
     parser = command(
         commands,
         "build-enclave",
@@ -21,12 +26,22 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--docker-uri", required=True, metavar="IMAGE", help="docker-archive: and oci: forms work too")
     parser.add_argument("--docker-dir", metavar="DIR", help="build the Dockerfile in this directory first")
     parser.add_argument("--output-file", required=True, metavar="FILE")
-    parser.add_argument("--signing-certificate", metavar="PEM")
-    parser.add_argument("--private-key", metavar="PEM")
     parser.add_argument("--name", help="the image's name")
     parser.add_argument("--version", help="the image's version")
     parser.add_argument("--metadata", metavar="JSON", help="a file of at most 4096 bytes")
-    parser.add_argument("--blobs", metavar="DIR", default=os.environ.get("NITRO_CLI_BLOBS"), help="AWS's boot files")
+    add_signing_flags(parser)
+    own = parser.add_argument_group("Alcove's own")
+    own.add_argument("--arch", choices=("x86_64", "aarch64"), help="of the enclave; this machine's when not given")
+    own.add_argument("--blobs", metavar="DIR", default=os.environ.get("NITRO_CLI_BLOBS"), help="AWS's boot files")
+    own.add_argument("--build-time", metavar="RFC3339", help="SOURCE_DATE_EPOCH, or now, when not given")
+    own.add_argument("--max-layer", metavar="SIZE", help="bytes of an unpacked layer, such as 64G")
+    own.add_argument(
+        "--oci-entrypoint",
+        action="store_true",
+        help="run ENTRYPOINT and CMD in WORKDIR as USER, as Docker does; PCR0 and PCR2 are then not nitro-cli's",
+    )
+    own.add_argument("--explain", action="store_true", help="say what was measured into which PCR, on standard error")
+    parser.set_defaults(program=parser.prog.partition(" ")[0])
 
 
 def build_enclave(arguments: argparse.Namespace) -> None:
@@ -34,3 +49,16 @@ def build_enclave(arguments: argparse.Namespace) -> None:
     from alcove.cli.image_build import build  # noqa: PLC0415 - only this command needs the image room
 
     output.result({"Measurements": build(arguments).to_json()})
+
+
+def parse_size(name: str, text: str) -> int:
+    """Bytes in a text such as `64G`; K, M, G and T are powers of 1024.
+
+    Raises:
+        UsageError: E03 when it is no size.
+    """
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", text.upper())
+    if match is None or int(match[1]) == 0:
+        hint = "a number of bytes, or one with K, M, G or T"
+        raise UsageError(f"`{text}` is not a valid value for `{name}`", hint=hint, code="E03")
+    return int(match[1]) * _UNITS[match[2]]

@@ -11,10 +11,15 @@ from typing import Final
 
 from alcove.errors import MachineError
 
-# AWS's command line (eif.md §9), fitted to microvm and Debian's kernel. It is measured (PCR0, PCR1): never change it
-# lightly. reboot=t panic=-1: a guest that is done, or dead, ends QEMU at once instead of after 30 s; reboot=k needs a
-# keyboard controller, which microvm lacks, as do the i8042.* words. nomodules says nothing to a kernel.
-DEFAULT_CMDLINE: Final = "reboot=t panic=-1 pci=off console=ttyS0 random.trust_cpu=on"
+# AWS's command lines (eif.md §9), fitted to our machines and Debian's kernel. They are measured (PCR0, PCR1): never
+# change one lightly. reboot=t panic=-1: a guest that is done, or dead, ends QEMU at once instead of after 30 s;
+# reboot=k needs a keyboard controller, which microvm lacks, as do the i8042.* words, and arm64 asks its firmware.
+# nomodules says nothing to a kernel. An arm64 machine has its console at ttyS0 (Nitro) or at ttyAMA0
+# (QEMU's virt); the name that is not there is passed over.
+DEFAULT_CMDLINES: Final = {
+    "x86_64": "reboot=t panic=-1 pci=off console=ttyS0 random.trust_cpu=on",
+    "aarch64": "panic=-1 pci=off console=ttyAMA0 console=ttyS0 random.trust_cpu=on",
+}
 
 
 def init_binary(arch: str) -> Path:

@@ -7,6 +7,8 @@
  *   - the heartbeat's connect is tried for a few seconds, as the vsock device may appear a moment after its driver;
  *   - the loopback interface is brought up;
  *   - the application's exit status is printed;
+ *   - with a file /oci (see read_oci) the application starts as a container's does: working directory, user and groups
+ *     of the image, searched on the image's PATH;
  *   - a failure prints one line and restarts the machine at once instead of waiting for a panic's time-out.
  *
  * SPDX-License-Identifier: Apache-2.0
@@ -15,6 +17,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
+#include <limits.h>
 #include <linux/vm_sockets.h>
 #include <net/if.h>
 #include <signal.h>
@@ -37,9 +41,19 @@
 #define CONNECT_TRIES 50 /* times 100 ms: five seconds, also enough under emulation */
 #define CONNECT_PAUSE_US 100000
 #define MAX_FILE (1024 * 1024) /* /cmd and /env: no exec could pass more */
+#define MAX_ID 2147483647 /* what container runtimes accept */
 #define DEFAULT_PATH "/sbin:/usr/sbin:/bin:/usr/bin"
 
 #define NDNSNE (MS_NODEV | MS_NOSUID | MS_NOEXEC)
+
+/* What /oci asks for. */
+struct oci {
+    const char *directory; /* absolute; made when missing */
+    uid_t uid;
+    gid_t gid;
+    size_t count; /* of groups */
+    gid_t *groups;
+};
 
 static char *default_cmd[] = {"sh", NULL};
 static char *default_env[] = {"PATH=" DEFAULT_PATH, NULL};
@@ -199,14 +213,12 @@ static char *read_file(const char *path)
     return text;
 }
 
-/* 6. One string a line, the last line feed being optional. The file is gone afterwards. */
-static char **read_lines(const char *path, char **fallback)
+/* 6. One string a line, the last line feed being optional. The file is gone afterwards. NULL when there is none. */
+static char **read_lines(const char *path)
 {
     char *text = read_file(path);
-    if (!text) {
-        say("warning: %s: %s; using the default", path, strerror(errno));
-        return fallback;
-    }
+    if (!text)
+        return NULL;
     unlink(path);
     size_t count = 0;
     for (char *c = text; *c; c++)
@@ -222,6 +234,55 @@ static char **read_lines(const char *path, char **fallback)
             *text++ = '\0';
     }
     return lines;
+}
+
+static char **read_lines_or(const char *path, char **fallback)
+{
+    char **lines = read_lines(path);
+    if (!lines)
+        say("warning: %s: %s; using the default", path, strerror(errno));
+    return lines ? lines : fallback;
+}
+
+static unsigned int parse_id(const char *text)
+{
+    unsigned long value = 0;
+    const char *c = text;
+    for (; *c >= '0' && *c <= '9' && value <= MAX_ID; c++)
+        value = value * 10 + (unsigned long)(*c - '0');
+    errno = EINVAL;
+    if (c == text || *c || value > MAX_ID)
+        die("/oci: not a user or group id");
+    return (unsigned int)value;
+}
+
+/*
+ * /oci is written by build-enclave --oci-entrypoint: working directory, user id, group id, and every supplementary
+ * group id, one a line. The names in the image's USER were looked up at build time, so that they are measured.
+ */
+static struct oci *read_oci(const char *path)
+{
+    char **lines = read_lines(path);
+    if (!lines) {
+        if (errno != ENOENT)
+            die(path);
+        return NULL;
+    }
+    struct oci *oci = calloc(1, sizeof(*oci));
+    errno = EINVAL;
+    if (!oci || !lines[0] || lines[0][0] != '/' || !lines[1] || !lines[2])
+        die("/oci: not a directory, a user and a group");
+    oci->directory = lines[0];
+    oci->uid = parse_id(lines[1]);
+    oci->gid = parse_id(lines[2]);
+    for (char **line = lines + 3; *line; line++)
+        oci->count++;
+    oci->groups = calloc(oci->count + 1, sizeof(gid_t));
+    if (!oci->groups)
+        die(path);
+    for (size_t i = 0; i < oci->count; i++)
+        oci->groups[i] = parse_id(lines[3 + i]);
+    return oci;
 }
 
 /* 7. The application's root becomes the root. An initramfs cannot be pivoted, so it is covered. */
@@ -289,21 +350,70 @@ static void loopback_up(void)
     close(fd);
 }
 
-/* 10. The program is searched on init's path, and then sees nothing but its own environment. */
-static pid_t launch(char **cmd, char **env, const sigset_t *mask)
+/* The application cannot start; its end ends the enclave, with the status a shell would give. */
+static void cannot(const char *what, const char *name)
+{
+    int why = errno;
+    say("cannot %s %s: %s", what, name, strerror(why));
+    _exit(why == ENOENT ? 127 : 126);
+}
+
+static int make_directories(const char *path)
+{
+    char part[PATH_MAX];
+    size_t length = strlen(path);
+    if (length >= sizeof(part)) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    for (size_t i = 1; i <= length; i++) {
+        if (path[i] != '/' && path[i] != '\0')
+            continue;
+        memcpy(part, path, i);
+        part[i] = '\0';
+        if (mkdir(part, 0755) < 0 && errno != EEXIST)
+            return -1;
+    }
+    return 0;
+}
+
+/* What a container runtime does before it starts a program. Rights are given up last, and groups before the user. */
+static void become(const struct oci *oci)
+{
+    if (make_directories(oci->directory) < 0 || chdir(oci->directory) < 0)
+        cannot("enter", oci->directory);
+    for (int fd = 0; fd < 3; fd++) /* so that the program may open /dev/stdout again */
+        if (fchown(fd, oci->uid, (gid_t)-1) < 0 && errno != EINVAL && errno != EROFS)
+            cannot("give away", "the console");
+    if (setgroups(oci->count, oci->groups) < 0 || setgid(oci->gid) < 0 || setuid(oci->uid) < 0)
+        cannot("become", "the image's user");
+}
+
+/* 10. The program is searched on init's path, or with /oci on its own; it sees nothing but its own environment. */
+static void execute(char **cmd, char **env, const struct oci *oci)
+{
+    putenv("PATH=" DEFAULT_PATH);
+    if (oci) {
+        for (char **entry = env; *entry; entry++)
+            if (strncmp(*entry, "PATH=", 5) == 0)
+                putenv(*entry);
+        become(oci);
+    }
+    execvpe(cmd[0], cmd, env);
+    cannot("run", cmd[0]);
+}
+
+static pid_t launch(char **cmd, char **env, const struct oci *oci, const sigset_t *mask)
 {
     pid_t pid = fork();
     if (pid < 0)
         die("fork");
-    if (pid > 0)
-        return pid;
-    sigprocmask(SIG_SETMASK, mask, NULL);
-    setsid();
-    putenv("PATH=" DEFAULT_PATH);
-    execvpe(cmd[0], cmd, env);
-    int why = errno;
-    say("cannot run %s: %s", cmd[0], strerror(why));
-    _exit(why == ENOENT ? 127 : 126);
+    if (pid == 0) {
+        sigprocmask(SIG_SETMASK, mask, NULL);
+        setsid();
+        execute(cmd, env, oci);
+    }
+    return pid;
 }
 
 /* 11. Reap everything; when the application ends, so does the enclave. */
@@ -331,15 +441,16 @@ int main(void)
     open_console();
     load_modules();
     heartbeat();
-    char **env = read_lines("/env", default_env);
-    char **cmd = read_lines("/cmd", default_cmd);
+    char **env = read_lines_or("/env", default_env);
+    char **cmd = read_lines_or("/cmd", default_cmd);
+    struct oci *oci = read_oci("/oci");
     if (!cmd[0])
         cmd = default_cmd;
     enter_root();
     mount_all();
     mount_cgroups();
     loopback_up();
-    int status = reap_until(launch(cmd, env, &mask));
+    int status = reap_until(launch(cmd, env, oci, &mask));
     say("application exited with status %d", status);
     restart();
 }

@@ -10,11 +10,6 @@ from typing import Final, Self
 from alcove.errors import ImageFormatError, InputError, MachineError
 from alcove.image.sources.tools_tree import ToolsTree
 
-CMDLINES: Final = {  # eif.md §9: what AWS's blobs have
-    "x86_64": "reboot=k panic=30 pci=off nomodules console=ttyS0 i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd "
-    "random.trust_cpu=on",
-    "aarch64": "reboot=k panic=30 pci=off nomodules console=ttyS0 random.trust_cpu=on root=/dev/ram0",
-}
 KERNELS: Final = {"x86_64": "bzImage", "aarch64": "Image"}
 MAX_MODULE: Final = 64 << 20  # ours: bytes of a module after decompression
 
@@ -30,6 +25,7 @@ class Blobs:
         init: The program that the kernel starts.
         modules: Name in the ramdisk (`nsm.ko`, `modules/00-virtio_mmio.ko`) and file (`.ko` or `.ko.xz`) of each, in
             load order.
+        reads_oci: Whether the init is ours, which reads the `oci` file (`process`).
     """
 
     kernel: Path
@@ -37,6 +33,7 @@ class Blobs:
     cmdline: str
     init: Path
     modules: tuple[tuple[str, Path], ...] = ()
+    reads_oci: bool = False
 
     def __post_init__(self) -> None:
         if "\0" in self.cmdline:
@@ -68,18 +65,19 @@ class Blobs:
         )
 
     @classmethod
-    def from_tools_tree(cls, tree: ToolsTree, init: Path, architecture: str = "x86_64") -> Self:
-        """The default kernel with its modules, and our own init."""
+    def from_tools_tree(cls, tree: ToolsTree, init: Path, cmdline: str) -> Self:
+        """A default kernel with its modules, our own init and our own command line."""
         names = [path.name.split(".", 1)[0] for path in tree.modules]
         return cls(
             kernel=tree.kernel,
             kernel_config=tree.kernel_config,
-            cmdline=CMDLINES[architecture],
+            cmdline=cmdline,
             init=init,
             modules=tuple(
                 (f"modules/{index:02}-{name}.ko", path)
                 for index, (name, path) in enumerate(zip(names, tree.modules, strict=True))
             ),
+            reads_oci=True,
         )
 
     def read_init(self) -> bytes:

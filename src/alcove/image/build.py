@@ -1,17 +1,22 @@
 """From a container image to an enclave image: `build-enclave`.
 
-1. the inputs that cost nothing are checked: metadata, output directory, boot files
+1. the inputs that cost nothing are checked: metadata, time, output directory, boot files
 2. the container image is built or fetched into an OCI layout, and flattened (`sources`)
-3. its configuration gives the command, the environment and the metadata (eif.md §4, §7.5)
+3. its configuration gives the process and the metadata (eif.md §4, §7.5); what Docker would do otherwise is said
 4. both ramdisks stream into the output, which is measured and signed on the way (`builder`)
 
 Everything temporary is in one directory, which is removed however the build ends.
+
+Measurements never depend on the clock. A Dockerfile's build gives every file of its layers one time (`fetch`), the
+ramdisks take their times from the layers, and BuildTime is not measured. With SOURCE_DATE_EPOCH, or `build_time`,
+BuildTime is fixed too, and so is the whole file, unless it is signed: an ECDSA signature is made with a random number.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,15 +32,19 @@ from alcove.image.metadata import (
     UNKNOWN,
     BuildMetadata,
     ImageMetadata,
+    build_time_text,
     default_image_name,
     kernel_identity,
     parse_custom,
 )
-from alcove.image.ramdisk import add_init_layer, application_entries, boot_entries, command_of, texts
+from alcove.image.process import Process, differences, nitro_process, oci_process
+from alcove.image.ramdisk import add_init_layer, application_entries, boot_entries
 from alcove.image.signing import Signer
 from alcove.image.sources import oci
 from alcove.image.sources.fetch import ContainerSource, Progress, process_environment, with_tag
 from alcove.types import Measurements
+
+OnBytes = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +58,12 @@ class BuildRequest:
         docker_dir: Directory with a Dockerfile to build first, under the name `docker_uri`.
         name, version: Of the image; from the reference and the container image's id when None.
         metadata: File with a JSON object for CustomMetadata.
-        arch: `x86_64` or `aarch64`.
+        arch: `x86_64` or `aarch64`: of the kernel, and of the container image that sources are asked for.
+        oci_entrypoint: Run the image as Docker would (`process`), which changes PCR0 and PCR2.
         build_time: RFC 3339 text; SOURCE_DATE_EPOCH or now when None.
         build_tool, build_tool_version: What BuildMetadata says.
         signer: Signs PCR0; None leaves the image unsigned.
+        max_layer: Bytes that a layer may have after decompression; the sources' own limit when None.
         work_dir: Where temporary files go, in the size of the unpacked image; the system's place when None.
     """
 
@@ -68,25 +79,37 @@ class BuildRequest:
     build_tool: str = "alcove"
     build_tool_version: str = "0.1.0"
     signer: Signer | None = None
+    oci_entrypoint: bool = False
+    max_layer: int | None = None
     work_dir: Path | None = None
     environment: dict[str, str] = field(default_factory=process_environment)
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
-            raise UsageError(f"{self.arch} is not an architecture", hint="x86_64 or aarch64", code="E48")
+            raise UsageError(f"{self.arch} is not an architecture", hint="x86_64 or aarch64", code="E03")
+        if self.oci_entrypoint and not self.blobs.reads_oci:
+            raise UsageError(
+                "`--oci-entrypoint` and `--blobs` exclude each other: only Alcove's own init honours it",
+                hint="leave out --blobs and NITRO_CLI_BLOBS, or write a CMD that does the same",
+                code="E02",
+            )
 
 
-def build_enclave(request: BuildRequest, progress: Progress) -> Measurements:
+def build_enclave(
+    request: BuildRequest, progress: Progress, on_bytes: OnBytes = lambda _stage, _done, _total: None
+) -> Measurements:
     """Build an enclave image by the recipe above.
 
     Args:
         request: What to build.
-        progress: Gets each line that tells what happens.
+        progress: Gets each line that tells what happens, and every warning.
+        on_bytes: Gets the stage, the bytes done and the bytes there are, when known, as the image is written.
 
     Raises:
-        AlcoveError: E48 (image), E49 (container build), E50 (fetch), E19 (files), E52 (boot files).
+        AlcoveError: E02, E03 (request), E48 (image), E49 (container build), E50 (fetch), E19 (files), E52 (boot files).
     """
     custom = _custom_metadata(request.metadata)
+    build_time = build_time_text(request.build_time, request.environment.get("SOURCE_DATE_EPOCH"), datetime.now(UTC))
     _check_files(request)
     progress("Start building the Enclave Image...")
     with tempfile.TemporaryDirectory(prefix="alcove-build-", dir=request.work_dir, ignore_cleanup_errors=True) as work:
@@ -97,7 +120,10 @@ def build_enclave(request: BuildRequest, progress: Progress) -> Measurements:
         else:
             source.fetch(request.docker_uri, layout)
         try:
-            measurements = _assemble(request, oci.load_layout(layout), custom, Path(work), progress)
+            image = oci.load_layout(layout)
+            _check_architecture(request, image)
+            metadata = _metadata(request, image, build_time, custom)
+            measurements = _assemble(request, image, metadata, Path(work), (progress, on_bytes))
         except ImageFormatError as error:
             raise _as_build_error(error) from error
     progress("Enclave Image successfully created.")
@@ -105,31 +131,46 @@ def build_enclave(request: BuildRequest, progress: Progress) -> Measurements:
 
 
 def _assemble(
-    request: BuildRequest, image: oci.OciImage, custom: dict[str, Any] | None, work: Path, progress: Progress
+    request: BuildRequest, image: oci.OciImage, metadata: ImageMetadata, work: Path, tell: tuple[Progress, OnBytes]
 ) -> Measurements:
     """Steps 3 and 4, for a container image in a layout."""
-    _check_architecture(request, image)
-    settings = image.settings
-    command = command_of(settings)
-    if settings.get("Cmd") and settings.get("Entrypoint"):
-        progress("note: the image has both Entrypoint and Cmd; an enclave runs the Cmd alone")
-    environment = texts(settings.get("Env") or [], "Env")
+    progress, on_bytes = tell
     flattened = oci.flatten(image, work)
+    process = _process(request, image, flattened, progress)
     add_init_layer(flattened.root)
-    blobs = request.blobs
-    boot = boot_entries(blobs.read_init(), blobs.read_modules())
-    application = application_entries(flattened.root, command, environment, flattened.read)
+    blobs, files, root = request.blobs, process.files(), flattened.root
+    boot = list(boot_entries(blobs.read_init(), blobs.read_modules()))
+    size = cpio.archive_size(application_entries(root, files, flattened.read))
+    application = cpio.archive(application_entries(root, files, flattened.read))
     sections = (
         NewSection(SectionType.KERNEL, file_chunks(blobs.kernel)),
         NewSection(SectionType.CMDLINE, (blobs.cmdline.strip().encode(),)),
-        NewSection(SectionType.METADATA, (_metadata(request, image, custom).pack(),)),
+        NewSection(SectionType.METADATA, (metadata.pack(),)),
         NewSection(SectionType.RAMDISK, cpio.archive(boot)),
-        NewSection(SectionType.RAMDISK, cpio.archive(application)),
+        NewSection(SectionType.RAMDISK, _counted(application, "writing the image", size, on_bytes)),
     )
     signer = request.signer
     header = NewHeader(flags=ARCHITECTURES.index(request.arch))
     measurer = write_eif(request.output_file, header, sections, signer.sign if signer else None)
     return measurer.measurements(signer.certificate_der if signer else None)
+
+
+def _process(request: BuildRequest, image: oci.OciImage, flattened: oci.Flattened, progress: Progress) -> Process:
+    if request.oci_entrypoint:
+        progress("note: --oci-entrypoint adds the file `oci` to the image: PCR0 and PCR2 are not those of nitro-cli")
+        return oci_process(image.settings, flattened.root, flattened.read)
+    process = nitro_process(image.settings)
+    for sentence in differences(image.settings, flattened.root):
+        progress(f"warning: {sentence}")
+    return process
+
+
+def _counted(chunks: Iterable[bytes], stage: str, total: int, on_bytes: OnBytes) -> Iterator[bytes]:
+    done = 0
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk)
+        on_bytes(stage, done, total)
 
 
 def _custom_metadata(path: Path | None) -> dict[str, Any] | None:
@@ -162,17 +203,21 @@ def _check_architecture(request: BuildRequest, image: oci.OciImage) -> None:
         raise ImageFormatError(
             f"the container image is for {found}, the enclave for {request.arch}",
             field="architecture",
-            hint="build or name an image for the enclave's architecture",
+            hint=f"pass --arch {oci.ARCHITECTURES[found]}"
+            if found in oci.ARCHITECTURES
+            else "amd64 or arm64 is needed",
             code="E48",
         )
 
 
-def _metadata(request: BuildRequest, image: oci.OciImage, custom: dict[str, Any] | None) -> ImageMetadata:
+def _metadata(
+    request: BuildRequest, image: oci.OciImage, build_time: str, custom: dict[str, Any] | None
+) -> ImageMetadata:
     config = request.blobs.kernel_config
     text = b"".join(file_chunks(config)).decode("utf-8", "replace") if config else ""
     system, kernel_version = kernel_identity(text) if config else (UNKNOWN, UNKNOWN)
     build = BuildMetadata(
-        build_time=request.build_time or _now(request.environment),
+        build_time=build_time,
         build_tool=request.build_tool,
         build_tool_version=request.build_tool_version,
         operating_system=system,
@@ -200,12 +245,6 @@ def docker_info(uri: str, image: oci.OciImage) -> dict[str, Any]:
         "Config": image.settings,
         "RootFS": {"Type": "layers", "Layers": list(image.diff_ids)},
     }
-
-
-def _now(environment: dict[str, str]) -> str:
-    epoch = environment.get("SOURCE_DATE_EPOCH", "")
-    moment = datetime.fromtimestamp(int(epoch), UTC) if epoch.isdigit() else datetime.now(UTC)
-    return moment.isoformat()
 
 
 def _as_build_error(error: ImageFormatError) -> ImageFormatError:

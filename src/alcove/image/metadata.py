@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Any, Final, NoReturn
 
 from alcove.errors import ImageFormatError, UsageError
 
 MAX_CUSTOM: Final = 4096  # eif.md §4: bytes of a --metadata file
+MAX_DEPTH: Final = 64  # ours: levels of JSON
 UNKNOWN: Final = "Unknown"
+_RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 _TRANSPORT: Final = re.compile(r"(docker-daemon|docker-archive|oci-archive|oci|dir|containers-storage):|docker://")
 
 
@@ -65,18 +68,50 @@ class ImageMetadata:
         return {**self.build, "DockerInfo": self.docker_info, **(self.custom or {})}
 
 
-def parse_metadata(data: bytes) -> ImageMetadata:
+def parse_json(data: bytes) -> Any:
+    """The JSON in a section's data: UTF-8, finite numbers, 64 levels at most.
+
+    Raises:
+        ImageFormatError: When it is not that.
+    """
+    try:
+        item = json.loads(data.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise ImageFormatError("not JSON", field="metadata") from None
+    level = [item]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+    if level:
+        raise ImageFormatError(f"nested deeper than {MAX_DEPTH} levels", field="metadata")
+    return item
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)  # NaN and Infinity, which Python reads and JSON does not know
+
+
+def _inside(item: Any) -> Iterable[Any]:
+    if isinstance(item, dict):
+        return item.values()
+    return item if isinstance(item, list) else ()
+
+
+def parse_metadata(data: bytes, *, lenient: bool = False) -> ImageMetadata:
     """The metadata in a section's data.
+
+    Args:
+        data: The section's data.
+        lenient: Take DockerInfo and CustomMetadata as null where they are missing; the published schema lets the
+            latter be absent, and AWS's reader does not (eif.md §4).
 
     Raises:
         ImageFormatError: When it is not JSON, or keys are missing or of another type.
     """
-    try:
-        item = json.loads(data)
-    except (ValueError, RecursionError):
-        raise ImageFormatError("not JSON", field="metadata") from None
+    item = parse_json(data)
     if not isinstance(item, dict):
         raise ImageFormatError("not a JSON object", field="metadata")
+    if lenient:
+        item = {"DockerInfo": None, "CustomMetadata": None} | item
     for key in ("ImageName", "ImageVersion", "BuildMetadata", "DockerInfo", "CustomMetadata"):
         if key not in item:
             raise ImageFormatError(f"{key} is missing", field="metadata")
@@ -106,6 +141,36 @@ def parse_custom(data: bytes) -> dict[str, Any] | None:
     if item is not None and not isinstance(item, dict):
         raise UsageError("the metadata file does not hold a JSON object", hint=hint, code="E48")
     return item
+
+
+def build_time_text(given: str | None, epoch: str | None, now: datetime) -> str:
+    """BuildTime: the given text as it is, else SOURCE_DATE_EPOCH, else now.
+
+    Raises:
+        UsageError: E03 when the text is no RFC 3339 time, or the epoch no number of seconds.
+    """
+    if given is not None:
+        if not _RFC_3339.fullmatch(given) or not _is_a_time(given):
+            hint = "such as 2026-01-31T12:00:00Z"
+            raise UsageError(f"`{given}` is not a valid value for `build-time`: RFC 3339", hint=hint, code="E03")
+        return given
+    if not epoch:
+        return now.isoformat()
+    try:
+        return datetime.fromtimestamp(int(epoch) if epoch.isascii() and epoch.isdigit() else -1e30, UTC).isoformat()
+    except (ValueError, OverflowError, OSError):
+        hint = "give seconds since 1970, as `git log -1 --format=%ct` prints them"
+        message = f"`{epoch}` is not a valid value for `SOURCE_DATE_EPOCH`: not a time in seconds"
+        raise UsageError(message, hint=hint, code="E03") from None
+
+
+def _is_a_time(text: str) -> bool:
+    """Whether every field is in its range; a fraction finer than a microsecond, which nitro-cli writes, may stand."""
+    try:
+        datetime.fromisoformat(re.sub(r"\.\d+", "", text.upper()))
+    except ValueError:
+        return False
+    return True
 
 
 def kernel_identity(config: str) -> tuple[str, str]:

@@ -5,17 +5,17 @@ Core: trees and bytes in, cpio entries out.
     boot          dev, init, nsm.ko                       (AWS's blobs)
                   dev, init, modules, modules/NN-name.ko  (ours: Debian's kernel has its drivers as modules)
     application   rootfs, the exported container below it, rootfs again with its mount points, cmd, env
+                  (and oci, where --oci-entrypoint asks for it)
 """
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from alcove.codec import cpio
 from alcove.codec.cpio import DEFAULT_TIME, Entry
-from alcove.errors import ImageFormatError
 from alcove.image.sources.tree import Data, Node, new_directory, walk
 
 PREFIX: Final = b"rootfs/"
@@ -70,20 +70,18 @@ def add_init_layer(root: Node) -> None:
 
 
 def application_entries(
-    root: Node, command: Sequence[str], environment: Sequence[str], read: Callable[[Data], Iterable[bytes]]
+    root: Node, files: Mapping[bytes, bytes], read: Callable[[Data], Iterable[bytes]]
 ) -> Iterator[Entry]:
     """The application ramdisk (eif.md §7.3) of a container's tree, init layer included.
 
     Args:
         root: The tree.
-        command: Arguments for the `cmd` file.
-        environment: `NAME=value` texts for the `env` file.
+        files: What init reads: `cmd`, `env` and maybe `oci`, by name (`process.Process.files`).
         read: Gives the content of a file in chunks.
 
     Raises:
-        ImageFormatError: E48 when an argument cannot be written; E35 when the tree does not fit a cpio archive.
+        ImageFormatError: E35 when the tree does not fit a cpio archive.
     """
-    contents = {b"cmd": lines(command, "command"), b"env": lines(environment, "environment")}
     yield cpio.directory(b"rootfs")
     missing = set(_REQUIRED)
     first_names: dict[int, bytes] = {}
@@ -95,7 +93,7 @@ def application_entries(
     yield from (_made_up(name) for name in _REQUIRED if name in missing)
     yield cpio.directory(b"rootfs")
     yield from (cpio.directory(PREFIX + name) for name in _MOUNT_POINTS)
-    yield from (cpio.file(name, content) for name, content in contents.items())
+    yield from (cpio.file(name, content) for name, content in files.items())
 
 
 def _exported(name: bytes, node: Node, read: Callable[[Data], Iterable[bytes]]) -> Entry:
@@ -132,45 +130,3 @@ def _made_up(name: bytes) -> Entry:
     if name == b"etc/hosts":
         return cpio.file(path, HOSTS)
     return cpio.symlink(path, MTAB, 0o755) if name == b"etc/mtab" else cpio.symlink(path, RESOLV_CONF, 0o644)
-
-
-def lines(values: Sequence[str], what: str) -> bytes:
-    """The `cmd` or `env` file (eif.md §7.5): a value a line.
-
-    Raises:
-        ImageFormatError: E48 for a value with a line feed or NUL, which init could not read back.
-    """
-    for value in values:
-        if "\n" in value or "\0" in value:
-            raise ImageFormatError(
-                f"{value!r} has a line feed or NUL",
-                field=what,
-                hint="put the script into a file of the image",
-                code="E48",
-            )
-    return b"".join(value.encode("utf-8", "surrogateescape") + b"\n" for value in values)
-
-
-def command_of(config: dict[str, Any]) -> list[str]:
-    """What the enclave runs: the image's Cmd, or its Entrypoint when there is no Cmd; never both (eif.md §7.5).
-
-    Raises:
-        ImageFormatError: E48 when there is neither.
-    """
-    for key in ("Cmd", "Entrypoint"):
-        value = config.get(key)
-        if value:
-            return texts(value, key)
-    hint = 'add a CMD to the Dockerfile, such as CMD ["/app"]'
-    raise ImageFormatError("unsupported entry point: the image has neither Cmd nor Entrypoint", hint=hint, code="E48")
-
-
-def texts(value: object, key: str) -> list[str]:
-    """A list of texts from an image's configuration.
-
-    Raises:
-        ImageFormatError: When it is something else.
-    """
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ImageFormatError("not a list of texts", field=key)
-    return value

@@ -27,6 +27,7 @@ from alcove.image.sources.fetch import failure_reason, with_tag
 
 MakeLayout = Callable[..., Path]
 EXAMPLE = Path(__file__).parents[3] / "examples" / "hello"
+THEN = "2026-08-13T13:50:21.123456789+00:00"
 CONFIG = "#\n#\n# Linux/x86_64 4.14.256-209.484.amzn2.x86_64 Kernel Configuration\n"
 
 needs_buildah = pytest.mark.skipif(shutil.which("buildah") is None, reason="buildah is not installed")
@@ -146,11 +147,11 @@ def test_a_built_image_boots(
     request_for: Callable[..., BuildRequest], layout: str, tmp_path: Path, signer: Signer
 ) -> None:
     """Kernel, command line and both ramdisks come out of the image as they went in; a signed one has PCR8."""
-    measured = build_enclave(request_for(layout, name="n", version="v", signer=None, build_time="then"), silent)
+    measured = build_enclave(request_for(layout, name="n", version="v", signer=None, build_time=THEN), silent)
     files = prepare_boot(tmp_path / "out" / "app.eif", tmp_path)
     assert files.kernel.read_bytes() == b"bzImage"
     assert files.cmdline == "console=ttyS0"
-    assert (files.image_name, files.image_version, files.metadata["BuildTime"]) == ("n", "v", "then")
+    assert (files.image_name, files.image_version, files.metadata["BuildTime"]) == ("n", "v", THEN)
     assert files.measurements == measured
     initrd = files.initrd.read_bytes()
     assert initrd.count(b"TRAILER!!!") == 2

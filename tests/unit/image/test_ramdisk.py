@@ -6,13 +6,11 @@ import hashlib
 import stat
 from collections.abc import Iterable
 
-import pytest
-
 from alcove.codec import cpio
-from alcove.errors import ImageFormatError
 from alcove.image import ramdisk
 from alcove.image.measure import pcr
-from alcove.image.ramdisk import add_init_layer, application_entries, boot_entries, command_of
+from alcove.image.process import Process
+from alcove.image.ramdisk import add_init_layer, application_entries, boot_entries
 from alcove.image.sources.tree import Data, Node, new_directory
 
 TIME = 1700000000
@@ -32,7 +30,7 @@ def tree() -> Node:
 def entries(root: Node) -> dict[bytes, cpio.Entry]:
     """The exported entries by name; of duplicates the first."""
     found: dict[bytes, cpio.Entry] = {}
-    for entry in application_entries(root, ["x"], [], no_data):
+    for entry in application_entries(root, {}, no_data):
         found.setdefault(entry.name, entry)
     return found
 
@@ -45,7 +43,8 @@ def test_the_golden_archive_is_reproduced() -> None:
     """Init layer, order, hard links, replaced files, duplicates, cmd and env: one hash holds them all."""
     root = tree()
     add_init_layer(root)
-    data = b"".join(cpio.archive(application_entries(root, ["/bin/sh", "-c", "id"], ["A=b"], no_data)))
+    files = Process(["/bin/sh", "-c", "id"], ["A=b"]).files()
+    data = b"".join(cpio.archive(application_entries(root, files, no_data)))
     assert len(data) == 3584
     assert hashlib.sha256(data).hexdigest() == "abba0148860efd6099bd69fcebe1fa12668c632204f70f85d1214802311c8e51"
     assert pcr(data).hex() == (
@@ -136,30 +135,3 @@ def test_the_boot_ramdisk_holds_modules_in_load_order() -> None:
     assert [entry.name for entry in ours] == [b"dev", b"init", b"modules", b"modules/00-b.ko", b"modules/01-a.ko"]
     theirs = boot_entries(b"init", [(b"nsm.ko", b"1")])
     assert [(entry.name, entry.mode) for entry in theirs][1:] == [(b"init", 0o100755), (b"nsm.ko", 0o100755)]
-
-
-@pytest.mark.parametrize(
-    ("config", "command"),
-    [
-        ({"Cmd": ["a", "b"]}, ["a", "b"]),
-        ({"Cmd": ["a"], "Entrypoint": ["e"]}, ["a"]),
-        ({"Cmd": None, "Entrypoint": ["e", "f"]}, ["e", "f"]),
-    ],
-)
-def test_cmd_wins_and_is_never_joined(config: dict[str, object], command: list[str]) -> None:
-    """Entrypoint counts only without a Cmd (eif.md §7.5)."""
-    assert command_of(config) == command
-
-
-@pytest.mark.parametrize("config", [{}, {"Cmd": None}, {"Cmd": [], "Entrypoint": []}, {"Cmd": "text"}, {"Cmd": [1]}])
-def test_an_image_without_a_command_is_refused(config: dict[str, object]) -> None:
-    """Neither Cmd nor Entrypoint, or something that is no list of texts."""
-    with pytest.raises(ImageFormatError):
-        command_of(config)
-
-
-def test_a_line_feed_in_an_argument_is_refused_with_e48() -> None:
-    """The file has a line for each argument."""
-    with pytest.raises(ImageFormatError) as caught:
-        list(application_entries(new_directory(), ["a\nb"], [], no_data))
-    assert caught.value.code == "E48"

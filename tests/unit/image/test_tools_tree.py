@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import lzma
+import os
+import signal
+import struct
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -13,9 +19,11 @@ from pathlib import Path
 import pytest
 
 from alcove.errors import ImageFormatError, MachineError
-from alcove.image.sources import tools_tree
+from alcove.image.sources import debian
+from alcove.image.sources.arm64_image import TEXT_OFFSET, enclave_image
+from alcove.image.sources.debian import KEYRING, mmdebstrap_command
 from alcove.image.sources.kernel_modules import decompress, dependencies, load_order
-from alcove.image.sources.tools_tree import ToolsTree, ensure_tools_tree, mmdebstrap_command
+from alcove.image.sources.tools_tree import TOOLS, ToolsTree, ensure_kernel_tree, ensure_tools_tree, kernel_recipe
 
 RELEASE = "6.12.0-cloud"
 MODULES = f"usr/lib/modules/{RELEASE}"
@@ -26,7 +34,12 @@ def module(depends: str) -> bytes:
     return lzma.compress(b"\x7fELF....\0license=GPL\0depends=" + depends.encode() + b"\0name=x\0")
 
 
-def packages() -> bytes:
+def arm64_kernel(text_offset: int = 0) -> bytes:
+    """The header of an arm64 Image (booting.rst), and a little code."""
+    return struct.pack("<2I3Q3Q4sI", 0xFA405A4D, 0, text_offset, 64, 0xA, 0, 0, 0, b"ARM\x64", 64) + b"code"
+
+
+def packages(kernel: bytes = b"kernel") -> bytes:
     """A tar stream like mmdebstrap's, with the parts that matter and some that do not."""
     qemu = b"#!/bin/sh\n"
     loader = b'#!/bin/sh\necho "  libc.so.6 => $2/libc.so.6 (0x1)"\n'
@@ -36,7 +49,7 @@ def packages() -> bytes:
         "usr/lib64/ld-linux-x86-64.so.2": loader,
         "usr/lib/x86_64-linux-gnu/libc.so.6": b"c",
         "usr/lib/x86_64-linux-gnu/libsystemd.so.0": b"s",
-        f"boot/vmlinuz-{RELEASE}": b"kernel",
+        f"boot/vmlinuz-{RELEASE}": kernel,
         f"boot/config-{RELEASE}": b"config",
         f"{MODULES}/modules.builtin": b"kernel/drivers/virtio/virtio_ring.ko\n",
         f"{MODULES}/kernel/drivers/virtio/virtio_mmio.ko.xz": module("virtio_ring"),
@@ -69,7 +82,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.write_text(f"#!/bin/sh\necho run >>{tmp_path}/runs\nsleep 0.1\ncat {tmp_path}/packages.tar\n")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
-    monkeypatch.setattr(tools_tree, "KEYRING", tmp_path / "packages.tar")
+    monkeypatch.setattr(debian, "KEYRING", tmp_path / "packages.tar")
     return tmp_path
 
 
@@ -132,6 +145,65 @@ def test_a_complete_tree_is_found_at_once(mirror: Path) -> None:
     assert (mirror / "runs").read_text() == "run\n" * 2
 
 
+def test_the_kernel_of_another_architecture_is_a_tree_of_its_own(mirror: Path) -> None:
+    """No QEMU; an uncompressed Image with the platform's text offset; the same five modules in the same order."""
+    (mirror / "packages.tar").write_bytes(packages(gzip.compress(arm64_kernel())))
+    tree = ensure_kernel_tree(mirror / "state", "aarch64", quiet)
+    assert tree.root == mirror / "state" / "kernel-aarch64"
+    assert tree.kernel.name == f"Image-{RELEASE}"
+    assert tree.kernel.read_bytes() == arm64_kernel(TEXT_OFFSET)
+    assert len(tree.modules) == 5
+    assert {path.parts[len(tree.root.parts)] for path in tree.root.rglob("*") if path.is_file()} == {
+        "boot", "manifest.json", "usr",
+    }  # fmt: skip
+    assert not list(tree.root.rglob("qemu*"))
+    assert not list(tree.root.rglob("vmlinuz*"))
+    assert "qemu" not in tree.manifest
+    assert f"boot/Image-{RELEASE}" in tree.manifest["sha256"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"MZ\0\0zimg" + bytes(64),
+        arm64_kernel()[:40],
+        bytes(64),
+        gzip.compress(arm64_kernel())[:-9],
+        b"\x1f\x8b" + bytes(20),
+        gzip.compress(b"text"),
+    ],
+)
+def test_what_is_no_arm64_image_is_refused(data: bytes) -> None:
+    """Cut, broken, compressed in a way that only firmware undoes, or something else."""
+    with pytest.raises(ImageFormatError, match="arm64 kernel"):
+        enclave_image(data)
+
+
+def test_an_interrupted_download_leaves_nothing_running(mirror: Path) -> None:
+    """Ctrl-C ends mmdebstrap, and takes the half-made tree along."""
+    program = mirror / "bin/mmdebstrap"
+    program.write_text(f"#!/bin/sh\necho $$ >{mirror}/pid\nexec sleep 60\n")
+    code = (
+        "import sys; from pathlib import Path; from alcove.image.sources import debian, tools_tree;"
+        "debian.KEYRING = Path(sys.argv[1]); tools_tree.ensure_tools_tree(Path(sys.argv[2]), print)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, mirror / "packages.tar", mirror / "state"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 30
+    while not (mirror / "pid").exists() or not (mirror / "pid").read_text().strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((mirror / "pid").read_text()), 0)
+    assert {path.name for path in (mirror / "state").iterdir()} == {"tools.lock"}
+
+
 @pytest.mark.parametrize("script", ["echo 'E: no route to host' >&2; exit 1", "head -c 2000 {tar}; exit 0"])
 def test_a_failed_download_leaves_nothing(mirror: Path, script: str) -> None:
     """Neither a failing mmdebstrap nor a cut stream makes a tree; the error has mmdebstrap's words."""
@@ -153,16 +225,17 @@ def test_a_tree_of_another_format_is_no_tree(tmp_path: Path) -> None:
 
 def test_signatures_are_checked_and_no_script_runs() -> None:
     """The command unpacks only, trusts one keyring and never turns apt's checks off."""
-    command = mmdebstrap_command(None, root=True)
-    assert "--variant=extract" in command
-    assert not [word for word in command if "nsecure" in word or "trusted=" in word]
-    assert "--keyring=/usr/share/keyrings/debian-archive-keyring.gpg" in command
+    for recipe in (TOOLS, kernel_recipe("aarch64")):
+        command = mmdebstrap_command(recipe, None, keyring=KEYRING, root=True)
+        assert "--variant=extract" in command
+        assert not [word for word in command if "nsecure" in word or "trusted=" in word]
+        assert "--keyring=/usr/share/keyrings/debian-archive-keyring.gpg" in command
 
 
 def test_a_mirror_is_the_users_choice() -> None:
     """None leaves it to mmdebstrap, which knows Debian's own."""
-    assert mmdebstrap_command(None, root=True)[-2:] == ["trixie", "-"]
-    assert mmdebstrap_command("http://m/debian", root=True)[-1] == "http://m/debian"
+    assert mmdebstrap_command(TOOLS, None, keyring=KEYRING, root=True)[-2:] == ["trixie", "-"]
+    assert mmdebstrap_command(TOOLS, "http://m/debian", keyring=KEYRING, root=True)[-1] == "http://m/debian"
 
 
 def test_dependencies_are_read_from_the_module() -> None:
