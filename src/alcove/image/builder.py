@@ -9,6 +9,7 @@ The order of sections is nitro-cli's: kernel, command line, metadata, boot ramdi
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -78,28 +79,38 @@ def write_eif(
         InputError: E19 when the file cannot be written.
     """
     try:
-        with _replacement(output) as file:
+        with replacement(output) as file:
             return _write(file, header, sections, sign)
     except OSError as error:
         raise InputError(f"cannot write `{output}`: {error.strerror}", code="E19") from error
 
 
 @contextmanager
-def _replacement(output: Path) -> Iterator[BinaryIO]:
-    """A new file beside `output` that replaces it when the block ends well, and is removed when it does not."""
-    mask = os.umask(0)
-    os.umask(mask)
+def replacement(output: Path) -> Iterator[BinaryIO]:
+    """A new file beside `output` that replaces it when the block ends well, and is removed when it does not.
+
+    A file that is replaced hands on its permissions. What is there and is no file (/dev/null, say) is refused.
+    """
+    if output.exists() and not output.is_file():
+        raise InputError(f"cannot write `{output}`: it is not a regular file", code="E19")
+    mode = stat.S_IMODE(output.stat().st_mode) if output.exists() else 0o666 & ~_umask()
     descriptor, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
     try:
         with os.fdopen(descriptor, "w+b") as file:
             yield file
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~mask)
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         Path(name).replace(output)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _write(

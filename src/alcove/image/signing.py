@@ -114,7 +114,8 @@ def check_payload(entry: SignatureEntry, pcr0: bytes) -> None:
     if payload.index != 0:
         raise SignatureRefusedError(f"it is over PCR{payload.index} instead of PCR0")
     if payload.value != pcr0:
-        raise SignatureRefusedError("it is over the PCR0 of another image")
+        told = f"{payload.value.hex()[:12]}…"
+        raise SignatureRefusedError(f"it is over the PCR0 of another image, {told}; this one's is {pcr0.hex()[:12]}…")
 
 
 class Signer:
