@@ -15,6 +15,7 @@ def add_nitro_commands(commands: Commands) -> None:
     """Add AWS's commands about images."""
     parser = command(commands, "describe-eif", describe_eif, "show what an enclave image holds and measures")
     parser.add_argument("--eif-path", required=True, metavar="FILE")
+    parser.add_argument("--strict", action="store_true", help="Alcove's own: refuse what nitro-cli would not write")
     parser = command(
         commands,
         "sign-eif",
@@ -34,9 +35,12 @@ def add_nitro_commands(commands: Commands) -> None:
 
 def describe_eif(arguments: argparse.Namespace) -> None:
     """``describe-eif``."""
-    from alcove.image.describe import describe_eif as describe  # noqa: PLC0415 - only this command needs it
+    from alcove.image.describe import describe_image  # noqa: PLC0415 - only this command needs it
 
-    output.result(describe(Path(arguments.eif_path)))
+    description = describe_image(Path(arguments.eif_path), strict=arguments.strict)
+    for warning in description.warnings:
+        output.warn(warning)
+    output.result(description.json)
 
 
 def sign_eif(arguments: argparse.Namespace) -> None:
@@ -52,7 +56,7 @@ def sign_eif(arguments: argparse.Namespace) -> None:
             hint="pass --signing-certificate and --private-key",
         )
     signer = sign.load_signer(Path(arguments.signing_certificate), arguments.private_key)
-    measurements = sign.sign_eif(Path(arguments.eif_path), signer)
+    measurements = sign.sign_eif(Path(arguments.eif_path), signer, output.warn)
     output.say("Enclave Image successfully signed.")
     output.result({"Measurements": measurements.to_json()})
 

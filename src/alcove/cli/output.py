@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from alcove.errors import AlcoveError
@@ -18,8 +18,21 @@ from alcove.errors import AlcoveError
 
 def result(value: Any) -> None:
     """Print a result as AWS does: JSON, two spaces."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    line = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold only escaped
+        line = json.dumps(value, indent=2)
+    text(line)
+
+
+def results(values: Iterable[Any]) -> None:
+    """Print many results as they come: a JSON array, an element a line."""
+    before = "["
+    for value in values:
+        sys.stdout.write(f"{before}\n  {json.dumps(value)}")
+        before = ","
+    text("[]" if before == "[" else "\n]")
 
 
 def text(line: str) -> None:
@@ -38,6 +51,11 @@ def say(line: str) -> None:
     """Tell a person something."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def warn(line: str) -> None:
+    """Tell a person about something that is not as it should be, and goes on."""
+    say(f"warning: {line}")
 
 
 def error(program: str, problem: AlcoveError) -> None:

@@ -14,13 +14,22 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from alcove.codec.cpio_reader import CpioReader, Data, Event, Member, Trailer
 from alcove.errors import ImageFormatError
 
 MAX_UNPACKED: Final = 16 << 30  # ours: bytes that the gzip streams of a ramdisk may unpack to
 
+_KINDS: Final = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+}
 _CHUNK: Final = 1 << 20
 _GZIP: Final = 31  # zlib.decompressobj: 32 KiB window, gzip header and trailer
 _GZIP_MAGIC: Final = b"\x1f\x8b"
@@ -212,3 +221,37 @@ def items(chunks: Iterable[bytes], limit: int = MAX_UNPACKED) -> Iterator[Item]:
     for chunk in chunks:
         yield from reader.receive(chunk)
     reader.close()
+
+
+def is_device(mode: int) -> bool:
+    """Whether it is that of a device node."""
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+
+
+def item_json(item: Item) -> dict[str, Any]:
+    """A member's attributes, by the names that `eif diff` gives them too."""
+    member = item.member
+    attributes: dict[str, Any] = {
+        "name": printable(member.name),
+        "type": _KINDS.get(stat.S_IFMT(member.mode), "unknown"),
+        "mode": f"{stat.S_IMODE(member.mode):04o}",
+        "uid": member.uid,
+        "gid": member.gid,
+        "mtime": member.mtime,
+        "size": member.size,
+        "inode": member.inode,
+        "links": member.links,
+    }
+    if item.sha256 is not None:
+        attributes["sha256"] = item.sha256.hex()
+    if stat.S_ISLNK(member.mode):
+        attributes["target"] = printable(item.target)
+    if is_device(member.mode):
+        attributes["device"] = f"{member.rdev[0]}:{member.rdev[1]}"
+    return attributes
+
+
+def printable(text: bytes) -> str:
+    """Bytes as text for a terminal: what is not UTF-8, control characters and backslashes are escaped."""
+    whole = text.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole)

@@ -12,25 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from alcove.errors import ImageFormatError, InputError
-from alcove.image.contents import MAX_UNPACKED, Item, ItemReader
+from alcove.image.contents import MAX_UNPACKED, Item, ItemReader, is_device, item_json, printable
 from alcove.image.format import SectionType
 from alcove.image.measure import Measurer
 from alcove.image.reader import Eif, Section, chunks, read_eif, read_section
 from alcove.image.signature import parse_section
 from alcove.image.signing import certificate_der
-
-_KINDS: Final = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,37 +197,3 @@ def measured_into(label: str) -> tuple[int, ...]:
     if label in ("kernel", "cmdline", "ramdisk 0"):
         return (0, 1)
     return (0, 2) if label.startswith("ramdisk ") else ()
-
-
-def is_device(mode: int) -> bool:
-    """Whether it is that of a device node."""
-    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
-
-
-def item_json(item: Item) -> dict[str, Any]:
-    """A member's attributes, by the names that `eif diff` gives them too."""
-    member = item.member
-    attributes: dict[str, Any] = {
-        "name": printable(member.name),
-        "type": _KINDS.get(stat.S_IFMT(member.mode), "unknown"),
-        "mode": f"{stat.S_IMODE(member.mode):04o}",
-        "uid": member.uid,
-        "gid": member.gid,
-        "mtime": member.mtime,
-        "size": member.size,
-        "inode": member.inode,
-        "links": member.links,
-    }
-    if item.sha256 is not None:
-        attributes["sha256"] = item.sha256.hex()
-    if stat.S_ISLNK(member.mode):
-        attributes["target"] = printable(item.target)
-    if is_device(member.mode):
-        attributes["device"] = f"{member.rdev[0]}:{member.rdev[1]}"
-    return attributes
-
-
-def printable(text: bytes) -> str:
-    """Bytes as text for a terminal: what is not UTF-8, control characters and backslashes are escaped."""
-    whole = text.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole)
