@@ -2,28 +2,40 @@
 
 Core: a document in; nothing out, or PolicyError.
 
+    AllOf([ImageSHA384(pcr0), PCR(1, pcr1), PCR(2, pcr2)])       this image, under this kernel
+    AllOf([SignedBy(certificate), Role("arn:aws:iam::…")])       whatever this signer signed, on a parent of this role
+    AnyOf([AllOf([…]), AllOf([…])])                              the old version or the new one
+
 A policy that pins anything refuses an enclave in debug mode, whose PCR0, PCR1, PCR2 and PCR8 are zero, unless
 `UnsafeAcceptDebugMode` stands beside it in the same `AllOf`. There is no empty policy: "accept whatever is genuine" has
-a name, `GenuineOnly`, for those who decide elsewhere.
+a name, `GenuineOnly`, for those who decide elsewhere. `policy_file` reads policies from files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from alcove.attestation.document import MAX_PCRS, PCR_SIZES, AttestationDocument
-from alcove.errors import PolicyError, UsageError
+from alcove.errors import PolicyError
 
 IMAGE_PCRS: Final = (0, 1, 2)  # zero in debug mode and never otherwise
 DEBUG_PCRS: Final = (0, 1, 2, 8)  # zero in debug mode; PCR8 is zero for an unsigned image too
 STEP: Final = 13
 
-_DIGEST_HEX: Final = 96
-_PCR_NAME: Final = re.compile(r"PCR([0-9]|[12][0-9]|3[01])", re.IGNORECASE)
+_ROLE_PCR: Final = 3  # eif.md §2
+_PARENT_PCR: Final = 4
+_SIGNER_PCR: Final = 8
+_ZERO: Final = bytes(48)
+_INSTANCE_ID: Final = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
+_ROLE_ARN: Final = re.compile(r"arn:[a-z-]+:iam::[0-9]{12}:role/[!-~]{1,576}")
 
 
 class Policy(Protocol):
@@ -65,9 +77,13 @@ class NoDebugMode:
     """Accepts every genuine document of an enclave that is not in debug mode."""
 
     def check(self, document: AttestationDocument, *, allow_debug: bool = False) -> None:
-        """Refuse zero in PCR0, PCR1 or PCR2, unless debug mode is accepted around this policy."""
+        """Refuse no PCR0, and zero in PCR0, PCR1 or PCR2, unless debug mode is accepted around this policy."""
+        if allow_debug:
+            return
+        if 0 not in document.pcrs:
+            raise PolicyError("the document does not have PCR0, and so may be of an enclave in debug mode", step=STEP)
         zero = [index for index in IMAGE_PCRS if index in document.pcrs and not any(document.pcrs[index])]
-        if zero and not allow_debug:
+        if zero:
             raise PolicyError(
                 f"PCR{zero[0]} is zero: the enclave runs in debug mode",
                 step=STEP,
@@ -105,9 +121,63 @@ class ImageSHA384:
 
     value: bytes
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for anything but 48 bytes."""
+        if len(self.value) != len(_ZERO):
+            raise ValueError(f"a SHA-384 of {len(self.value)} bytes cannot be")
+
     def check(self, document: AttestationDocument, *, allow_debug: bool = False) -> None:
         """Refuse another image."""
         PCR(0, self.value).check(document, allow_debug=allow_debug)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedBy:
+    """The image was signed with this certificate (its DER): PCR8."""
+
+    certificate: bytes
+
+    @classmethod
+    def from_pem(cls, pem: bytes) -> Self:
+        """The signer whose certificate is the first in a PEM file, as for signing; ValueError when there is none."""
+        return cls(x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER))
+
+    def check(self, document: AttestationDocument, *, allow_debug: bool = False) -> None:
+        """Refuse an image that was signed with another certificate, or not at all."""
+        digest = hashlib.sha384(self.certificate).digest()
+        PCR(_SIGNER_PCR, extended(digest)).check(document, allow_debug=allow_debug)
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The enclave runs on the instance with this id: PCR4."""
+
+    instance_id: str
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no instance id."""
+        if not _INSTANCE_ID.fullmatch(self.instance_id):
+            raise ValueError(f"`{self.instance_id}` is no instance id such as i-0123456789abcdef0")
+
+    def check(self, document: AttestationDocument, *, allow_debug: bool = False) -> None:
+        """Refuse another parent."""
+        PCR(_PARENT_PCR, extended(self.instance_id.encode())).check(document, allow_debug=allow_debug)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """The parent has this IAM role: PCR3."""
+
+    arn: str
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no role's ARN."""
+        if not _ROLE_ARN.fullmatch(self.arn):
+            raise ValueError(f"`{self.arn}` is no role such as arn:aws:iam::123456789012:role/name")
+
+    def check(self, document: AttestationDocument, *, allow_debug: bool = False) -> None:
+        """Refuse another role, and none."""
+        PCR(_ROLE_PCR, extended(self.arn.encode())).check(document, allow_debug=allow_debug)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +188,7 @@ class AllOf:
 
     def __post_init__(self) -> None:
         """Raises ValueError for an empty list."""
-        _not_empty(self.policies)
+        object.__setattr__(self, "policies", _not_empty(self.policies))
 
     def check(self, document: AttestationDocument, *, allow_debug: bool = False) -> None:
         """Refuse what any of them refuses."""
@@ -134,8 +204,10 @@ class AnyOf:
     policies: Sequence[Policy]
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an empty list."""
-        _not_empty(self.policies)
+        """Raises ValueError for an empty list, and for a choice that would make the others meaningless."""
+        object.__setattr__(self, "policies", _not_empty(self.policies))
+        if any(isinstance(policy, UnsafeAcceptDebugMode) for policy in self.policies):
+            raise ValueError("UnsafeAcceptDebugMode in an AnyOf would accept everything; put it beside it, in an AllOf")
 
     def check(self, document: AttestationDocument, *, allow_debug: bool = False) -> None:
         """Refuse what all of them refuse."""
@@ -150,48 +222,12 @@ class AnyOf:
         raise PolicyError("; ".join(reasons), step=STEP)
 
 
-def _not_empty(policies: Sequence[Policy]) -> None:
+def extended(data: bytes) -> bytes:
+    """A fresh register after one extend by `data` (eif.md §2)."""
+    return hashlib.sha384(_ZERO + data).digest()
+
+
+def _not_empty(policies: Sequence[Policy]) -> tuple[Policy, ...]:
     if not policies:
         raise ValueError("an empty policy would decide nothing")
-
-
-def policy_from_data(raw: object, *, allow_debug: bool = False) -> Policy:
-    """The policy that a parsed JSON or YAML file describes.
-
-    Args:
-        raw: ``{"PCR0": hex, "PCR8": [hex, hex], "ImageSha384": hex}``; of a list, any value will do. The whole answer
-            of ``build-enclave`` is taken too: the object under ``Measurements``, with its ``HashAlgorithm``.
-        allow_debug: Accept debug mode.
-
-    Raises:
-        UsageError: It describes no policy.
-    """
-    if isinstance(raw, Mapping) and set(raw) == {"Measurements"}:
-        raw = raw["Measurements"]
-    if not isinstance(raw, Mapping):
-        raise UsageError("a policy is a mapping of registers to digests", hint='such as {"PCR0": "<96 hex digits>"}')
-    policies = [_entry(name, value) for name, value in raw.items() if name != "HashAlgorithm"]
-    if not policies:
-        raise UsageError("the policy names no register, and would accept everything")
-    return AllOf([*policies, UnsafeAcceptDebugMode()] if allow_debug else policies)
-
-
-def _entry(name: object, value: object) -> Policy:
-    match = _PCR_NAME.fullmatch(str(name))
-    if match is None and str(name).lower() != "imagesha384":
-        raise UsageError(f"`{name}` is no register", hint="PCR0 to PCR31, or ImageSha384")
-    index = int(match[1]) if match else 0
-    values = value if isinstance(value, list) else [value]
-    choices = [PCR(index, _digest(name, item)) for item in values]
-    if not choices:
-        raise UsageError(f"`{name}` lists no digest")
-    return choices[0] if len(choices) == 1 else AnyOf(choices)
-
-
-def _digest(name: object, value: object) -> bytes:
-    try:
-        if isinstance(value, str) and len(value) == _DIGEST_HEX:
-            return bytes.fromhex(value)
-    except ValueError:
-        pass
-    raise UsageError(f"`{name}` is not a digest of {_DIGEST_HEX} hexadecimal digits")
+    return tuple(policies)

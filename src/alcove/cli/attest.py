@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -113,21 +112,13 @@ def _time(text: str) -> datetime | None:
 
 
 def _policy(path: Path | None, *, allow_debug: bool) -> Any:
-    from alcove.attestation.policy import NoDebugMode, UnsafeAcceptDebugMode, policy_from_data  # noqa: PLC0415
+    from alcove.attestation.policy import NoDebugMode, UnsafeAcceptDebugMode  # noqa: PLC0415
+    from alcove.attestation.policy_file import parse_policy  # noqa: PLC0415
 
     if path is None:
         return UnsafeAcceptDebugMode() if allow_debug else NoDebugMode()
     text = read_bytes(path).decode(errors="replace")
-    try:
-        raw = json.loads(text)
-    except ValueError:
-        import yaml  # noqa: PLC0415 - only YAML files need it
-
-        try:
-            raw = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"`{path}` is neither JSON nor YAML: {str(error).splitlines()[0]}") from None
-    return policy_from_data(raw, allow_debug=allow_debug)
+    return parse_policy(text, read_file=lambda name: read_bytes(path.parent / name), allow_debug=allow_debug)
 
 
 def verify(arguments: argparse.Namespace) -> int:
