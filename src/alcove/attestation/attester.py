@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from alcove.attestation import pki
 from alcove.attestation.document import AttestationDocument
 from alcove.codec import cose
-from alcove.errors import MachineError, UsageError
+from alcove.errors import AlcoveError, MachineError, UsageError
 
 LEAF_REUSE: Final = timedelta(minutes=100)  # attestation.md §4.1: reused for at least 6017 s, renewed well before 3 h
 PARENT_RENEWAL: Final = timedelta(hours=6)  # what an instance certificate must have left: a leaf's life twice
@@ -41,6 +41,11 @@ class ParentIdentity:
         """Whether leaves that are issued at `now` will not outlive the instance certificate."""
         certificate = self.issuer.certificate
         return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc - PARENT_RENEWAL
+
+    def can_sign(self, now: datetime) -> bool:
+        """Whether the instance certificate lives as long as a leaf that is issued at `now`."""
+        certificate = self.issuer.certificate
+        return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc - pki.LEAF_LIFE
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +82,25 @@ class Attester:
         """The parent's instance id."""
         return self._parent.instance_id
 
-    def renew(self, load: Callable[[], ParentIdentity], *, now: datetime) -> None:
-        """Replace the parent's identity with what `load` returns, when its certificate is near its end.
+    def renew(self, load: Callable[[], ParentIdentity], *, now: datetime, changed: bool = False) -> None:
+        """Replace the parent's identity with what `load` returns, when its certificate is near its end or `changed`.
 
         Raises:
             UsageError: `load` returned another parent's.
+            AlcoveError: `load` failed, and the certificate that we have can no longer sign a leaf.
         """
-        if self._parent.is_fresh(now):
+        if self._parent.is_fresh(now) and not changed:
             return
-        parent = load()
+        try:
+            parent = load()
+        except AlcoveError:
+            if self._parent.can_sign(now):
+                return
+            raise
         if parent.instance_id != self.instance_id:
             raise UsageError(f"the parent is {self.instance_id} and not {parent.instance_id}")
+        if parent.cabundle != self._parent.cabundle:
+            self._leaf = None  # an old chain may have been revoked
         self._parent = parent
 
     def document(
@@ -132,10 +145,10 @@ class Attester:
 
     def _issue(self, now: datetime) -> _Leaf:
         parent = self._parent
-        instance = parent.issuer.certificate
-        if not instance.not_valid_before_utc <= now <= instance.not_valid_after_utc - pki.LEAF_LIFE:
+        if not parent.can_sign(now):
+            end = parent.issuer.certificate.not_valid_after_utc
             raise MachineError(
-                f"the parent's certificate ends at {instance.not_valid_after_utc.isoformat()}, too soon for a document",
+                f"the parent's certificate ends at {end.isoformat()}, too soon for a document",
                 hint="look at the machine's clock; the certificate is renewed by itself",
             )
         key = ec.generate_private_key(ec.SECP384R1())

@@ -6,8 +6,10 @@ import hashlib
 import os
 import secrets
 from datetime import UTC, datetime
+from pathlib import Path
 
-from alcove.attestation.authority import Authority, ParentIdentity, default_instance_id
+from alcove.attestation.authority import Authority, Level, ParentIdentity, Place, default_instance_id
+from alcove.attestation.store import Store
 from alcove.enclave.paths import Paths
 from alcove.types import ZERO_PCR, Measurements
 
@@ -19,10 +21,45 @@ def region() -> str:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
-def load_parent(paths: Paths) -> ParentIdentity:
-    """The parent's certificates, made or renewed when that is due; the first call makes the root."""
-    authority = Authority.open(paths.authority)
-    return authority.parent_identity(default_instance_id(paths.state), region(), datetime.now(UTC))
+def place(paths: Paths) -> Place:
+    """For whom this machine's certificates are."""
+    return Place(region(), default_instance_id(paths.state))
+
+
+class ParentSource:
+    """Loads the parent's identity, and tells when its files have changed: a rotation, a revocation, an answer."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._here = here = place(paths)
+        store = Store(paths.authority)
+        names = (Level.REGIONAL, Level.ZONAL, here.instance_id)
+        self._files = (store.root_path, *(store.chain_path(here.region, name) for name in names))
+        self._seen: tuple[object, ...] = ()
+
+    def load(self) -> ParentIdentity:
+        """The parent's certificates, made or renewed when that is due; the first call makes the root."""
+        before = self._stamps()  # what changes while we read is seen next time
+        authority = Authority.open(self._paths.authority)
+        parent = authority.parent_identity(self._here.instance_id, self._here.region, datetime.now(UTC))
+        self._seen = before
+        return parent
+
+    @property
+    def changed(self) -> bool:
+        """Whether a file is another one than when `load` returned."""
+        return self._stamps() != self._seen
+
+    def _stamps(self) -> tuple[object, ...]:
+        return tuple(_stamp(path) for path in self._files)
+
+
+def _stamp(path: Path) -> object:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns  # each file is replaced as a whole
 
 
 def new_enclave_id(instance_id: str) -> str:

@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import json
 import os
-import resource
 import signal
 import sys
 from typing import Any
 
+from alcove.attestation.private_memory import forbid_core_dumps
 from alcove.enclave.config import RunRequest, decode_request
 from alcove.enclave.paths import Paths
 from alcove.enclave.supervisor import Supervisor, error_json
@@ -72,7 +72,7 @@ def _detach() -> None:
 
 def main() -> int:
     """Run one enclave from start to end."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # leaf keys must not end up in a core file
+    forbid_core_dumps()  # leaf keys must not end up in a core file
     try:
         request = decode_request(sys.stdin.buffer.readline())
         return asyncio.run(_main(request))

@@ -131,7 +131,8 @@ class Supervisor:
         self._image = prepare_boot(Path(self._request.eif_path), staging)
         qemu = find_qemu(self._paths.tools)
         accelerator = self._accelerator(qemu)
-        parent = identity.load_parent(self._paths)
+        self._parent = identity.ParentSource(self._paths)
+        parent = self._parent.load()
         enclave_id = identity.new_enclave_id(parent.instance_id)
         self._record = self._reserve(enclave_id)
         self._files = self._paths.enclave(enclave_id)
@@ -229,7 +230,7 @@ class Supervisor:
 
         def attest(locked: Any, user_data: bytes | None, nonce: bytes | None, public_key: bytes | None) -> bytes:
             now = datetime.now(UTC)
-            attester.renew(lambda: identity.load_parent(self._paths), now=now)
+            attester.renew(self._parent.load, now=now, changed=self._parent.changed)
             return attester.document(locked, user_data=user_data, nonce=nonce, public_key=public_key, now=now)
 
         self._module = NsmModule(record.enclave_id, pcrs, attest, os.urandom)
