@@ -166,8 +166,8 @@ def _certificate(file: BinaryIO, eif: Eif) -> bytes | None:
         return None
 
 
-def explain_eif(path: Path, limit: int = MAX_UNPACKED) -> Iterator[str]:
-    """The same for the image at `path`, as lines for people.
+def explained(path: Path, limit: int = MAX_UNPACKED) -> Iterator[Line]:
+    """The same for the image at `path`.
 
     Raises:
         InputError: E19 when it cannot be read.
@@ -175,10 +175,15 @@ def explain_eif(path: Path, limit: int = MAX_UNPACKED) -> Iterator[str]:
     """
     try:
         with path.open("rb") as file:
-            for line in explain(file, read_eif(file, lenient=True), limit):
-                yield from line.text().split("\n")
+            yield from explain(file, read_eif(file, lenient=True), limit)
     except OSError as error:
         raise InputError(f"cannot read `{path}`: {error.strerror}", code="E19") from error
+
+
+def explain_eif(path: Path, limit: int = MAX_UNPACKED) -> Iterator[str]:
+    """The same as lines for people; raises as `explained`."""
+    for line in explained(path, limit):
+        yield from line.text().split("\n")
 
 
 def labelled(eif: Eif) -> Iterator[tuple[str, Section]]:
