@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import isinf
 from typing import Any, Final, NoReturn
 
 from alcove.errors import ImageFormatError, UsageError
@@ -69,13 +70,15 @@ class ImageMetadata:
 
 
 def parse_json(data: bytes) -> Any:
-    """The JSON in a section's data: UTF-8, finite numbers, 64 levels at most.
+    """The JSON in a section's data: UTF-8, finite numbers, each key once, whole characters, 64 levels at most.
 
     Raises:
         ImageFormatError: When it is not that.
     """
     try:
-        item = json.loads(data.decode(), parse_constant=_refuse_constant)
+        item = json.loads(
+            data.decode(), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_each_once
+        )
     except (ValueError, RecursionError):
         raise ImageFormatError("not JSON", field="metadata") from None
     level = [item]
@@ -83,11 +86,29 @@ def parse_json(data: bytes) -> Any:
         level = [inner for outer in level for inner in _inside(outer)]
     if level:
         raise ImageFormatError(f"nested deeper than {MAX_DEPTH} levels", field="metadata")
+    try:
+        json.dumps(item, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # an escape such as \ud800 alone, which no UTF-8 can show
+        raise ImageFormatError("holds half a character", field="metadata") from None
     return item
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)  # NaN and Infinity, which Python reads and JSON does not know
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if isinf(value):  # it would be shown as Infinity
+        raise ValueError(digits)
+    return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    item = dict(pairs)
+    if len(item) != len(pairs):  # readers differ in which of two they take
+        raise ValueError(pairs)
+    return item
 
 
 def _inside(item: Any) -> Iterable[Any]:
@@ -135,9 +156,10 @@ def parse_custom(data: bytes) -> dict[str, Any] | None:
     if len(data) > MAX_CUSTOM:
         raise UsageError(f"the metadata file holds more than {MAX_CUSTOM} bytes", hint=hint, code="E48")
     try:
-        item = json.loads(data)
-    except (ValueError, RecursionError):
-        raise UsageError("the metadata file is not JSON", hint=hint, code="E48") from None
+        item = parse_json(data)
+    except ImageFormatError as error:
+        message = f"the metadata file is not JSON that an image can hold: {error.message}"
+        raise UsageError(message, hint=hint, code="E48") from None
     if item is not None and not isinstance(item, dict):
         raise UsageError("the metadata file does not hold a JSON object", hint=hint, code="E48")
     return item
