@@ -22,9 +22,9 @@ DEFAULT_TIME: Final = 1492533000  # eif.md §7.1: 2017-04-18T16:30:00Z
 MAX_NAME: Final = 4096  # Linux init/initramfs.c: PATH_MAX, with the NUL; a longer name is skipped in silence
 MAX_FIELD: Final = 0xFFFFFFFF  # 8 hex digits
 
-_MAGIC: Final = b"070701"
 _FIRST_INODE: Final = 721
 _DEVICE: Final = (3, 1)
+_HEADER: Final = b"070701" + b"%08x" * 13
 _HEADER_SIZE: Final = 110  # 6 + 13 × 8
 _TRAILER: Final = b"TRAILER!!!"
 _BLOCK: Final = 512
@@ -59,18 +59,24 @@ class Entry:
     data: Callable[[], Iterable[bytes]] = _nothing
 
     def __post_init__(self) -> None:
-        name = self.name.decode("utf-8", "backslashreplace")
-        if not self.name or b"\0" in self.name or len(self.name) >= MAX_NAME:
-            raise ImageFormatError(
-                f"{name[:60]!r} cannot be a name: 1 to {MAX_NAME - 1} bytes without NUL", field="name"
-            )
-        if stat.S_ISSOCK(self.mode):
-            raise ImageFormatError(f"{name} is a socket, which an image cannot hold", field="mode")
-        fields = {"uid": self.uid, "gid": self.gid, "mtime": self.mtime, "file size": self.size}
-        fields |= {"rdevmajor": self.rdev[0], "rdevminor": self.rdev[1]}
-        for field, value in fields.items():
-            if not 0 <= value <= MAX_FIELD:
-                raise ImageFormatError(f"{value} of {name} does not fit in 32 bits", field=field)
+        major, minor = self.rdev
+        # One test for the usual case: an image has tens of thousands of entries. Negative numbers stay negative.
+        too_wide = (self.mode | self.uid | self.gid | self.mtime | self.size | major | minor) >> 32
+        if too_wide or not 0 < len(self.name) < MAX_NAME or b"\0" in self.name or stat.S_ISSOCK(self.mode):
+            raise _refusal(self)
+
+
+def _refusal(entry: Entry) -> ImageFormatError:
+    """Why the format cannot hold an entry."""
+    name = entry.name.decode("utf-8", "backslashreplace")
+    if not 0 < len(entry.name) < MAX_NAME or b"\0" in entry.name:
+        return ImageFormatError(f"{name[:60]!r} cannot be a name: 1 to {MAX_NAME - 1} bytes without NUL", field="name")
+    fields = {"mode": entry.mode, "uid": entry.uid, "gid": entry.gid, "mtime": entry.mtime, "file size": entry.size}
+    fields |= {"rdevmajor": entry.rdev[0], "rdevminor": entry.rdev[1]}
+    for field, value in fields.items():
+        if not 0 <= value <= MAX_FIELD:
+            return ImageFormatError(f"{value} of {name} does not fit in 32 bits", field=field)
+    return ImageFormatError(f"{name} is a socket, which an image cannot hold", field="mode")
 
 
 def file(name: bytes, content: bytes, mode: int = 0o644, mtime: int = DEFAULT_TIME) -> Entry:
@@ -96,16 +102,16 @@ def archive(entries: Iterable[Entry]) -> Iterator[bytes]:
     """
     position = 0
     inode = _FIRST_INODE
+    padding = b""  # of the data before; given with the next header, for a chunk has its price
     for entry in entries:
-        head = _head(entry, inode, position)
+        head = padding + _head(entry, inode)
         yield head
-        yield from _content(entry)
+        if entry.size:
+            yield from _content(entry)
         padding = bytes(-entry.size % 4)
-        if padding:
-            yield padding
-        position += len(head) + entry.size + len(padding)
+        position += len(head) + entry.size
         inode += 1
-    trailer = _head(Entry(_TRAILER, 0, mtime=0), inode, position)
+    trailer = padding + _head(Entry(_TRAILER, 0, mtime=0), inode)
     yield trailer + bytes(-(position + len(trailer)) % _BLOCK)
 
 
@@ -119,18 +125,18 @@ def _padded(size: int, block: int = 4) -> int:
     return size + -size % block
 
 
-def _head(entry: Entry, inode: int, position: int) -> bytes:
-    """Header, name and padding of an entry that begins at `position`, a multiple of 4."""
+def _head(entry: Entry, inode: int) -> bytes:
+    """Header, name and padding of an entry, which begins at a multiple of 4."""
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     owned = (inode & MAX_FIELD, entry.mode, entry.uid, entry.gid, links, entry.mtime, entry.size)
-    fields = (*owned, *_DEVICE, *entry.rdev, len(entry.name) + 1, 0)
-    head = _MAGIC + b"".join(b"%08x" % field for field in fields) + entry.name + b"\0"
-    return head + bytes(-(position + len(head)) % 4)
+    length = len(entry.name) + 1
+    head = _HEADER % (*owned, *_DEVICE, *entry.rdev, length, 0) + entry.name
+    return head.ljust(_padded(_HEADER_SIZE + length), b"\0")
 
 
 def _content(entry: Entry) -> Iterator[bytes]:
     left = entry.size
-    for chunk in entry.data() if left else ():
+    for chunk in entry.data():
         left -= len(chunk)
         if left < 0:
             break

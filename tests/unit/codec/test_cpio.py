@@ -46,6 +46,8 @@ def test_the_declared_size_is_the_size(members: list[tuple[bytes, bytes]]) -> No
         {"mtime": 1 << 32},
         {"size": 1 << 32},
         {"uid": 1 << 32},
+        {"gid": -1},
+        {"mode": stat.S_IFREG | 1 << 32},
         {"rdev": (1 << 32, 0)},
         {"name": b""},
         {"name": b"a\0b"},
@@ -77,3 +79,21 @@ def test_another_program_reads_the_archive() -> None:
     argv = ["cpio", "-t", "--quiet"] if shutil.which("cpio") else ["bsdtar", "-tf", "-"]
     listed = subprocess.run(argv, input=data, capture_output=True, check=True).stdout.split()
     assert [name.rstrip(b"/") for name in listed] == [b"dir", b"dir/one", b"two"]
+
+
+@given(st.lists(st.tuples(NAMES, st.lists(st.binary(max_size=9), max_size=4))))
+def test_every_entry_is_laid_out_as_newc(members: list[tuple[bytes, list[bytes]]]) -> None:
+    """Header, name and data stand at multiples of 4 whatever their lengths; inodes count, and zeros fill the gaps."""
+    entries = [
+        cpio.Entry(name, stat.S_IFREG | 0o640, 7, 8, 9, sum(map(len, data)), data=lambda data=data: data)  # type: ignore[misc]
+        for name, data in members
+    ]
+    expected = b""
+    for inode, (name, data) in enumerate([*members, (b"TRAILER!!!", [])], 721):
+        content = b"".join(data)
+        own = (0, 0, 0, 1, 0) if name == b"TRAILER!!!" and inode == 721 + len(members) else (0o100640, 7, 8, 1, 9)
+        fields = (inode, *own, len(content), 3, 1, 0, 0, len(name) + 1, 0)
+        expected += b"070701" + b"".join(b"%08x" % field for field in fields) + name + b"\0"
+        expected += bytes(-len(expected) % 4) + content
+        expected += bytes(-len(expected) % 4)
+    assert b"".join(cpio.archive(entries)) == expected + bytes(-len(expected) % 512)
