@@ -397,12 +397,12 @@ def offset_largest() -> Made:
 
 @vector
 def offsets_descending() -> Made:
-    """The header lists the sections in another order than the file has them."""
+    """The header lists the last two sections in another order than the file has them."""
     data = image(*PLAIN)
     for array, value in ((OFFSETS, start), (SIZES, lambda index, *plain: len(plain[index][1]))):
         for here, there in ((3, 4), (4, 3)):
             data = patched(data, array + 8 * here, u64(value(there, *PLAIN)))
-    return refused(summed(data), "section_offsets[4]", OFFSETS + 32)
+    return refused(summed(data), "section_offsets[3]", OFFSETS + 24)
 
 
 @vector
@@ -425,7 +425,7 @@ def size_largest() -> Made:
     """The last section is 2^64 - 1 bytes long, in the array and in its own header."""
     place = start(4, *PLAIN) + 4
     data = patched(image(*PLAIN), SIZES + 32, b"\xff" * 8)
-    return refused(summed(patched(data, place, b"\xff" * 8)), "section_sizes[4]", SIZES + 32)
+    return refused(summed(patched(data, place, b"\xff" * 8)), "section_offsets[4]", OFFSETS + 32)
 
 
 @vector

@@ -68,20 +68,21 @@ def spaced() -> Made:
     return json.dumps(INFO, indent=2).encode(), fields
 
 
-def _missing(key: str) -> Made:
-    return refused(compact({name: value for name, value in INFO.items() if name != key}))
+def _missing(key: str, expect: str = "refused") -> Made:
+    data = compact({name: value for name, value in INFO.items() if name != key})
+    return data, refused(data)[1] | (read()[1] | {"expect": expect} if expect == "tolerated" else {})
 
 
 @vector
 def custom_missing() -> Made:
-    """No CustomMetadata: upstream's reader fails, though its schema calls the key optional."""
-    return _missing("CustomMetadata")
+    """No CustomMetadata: upstream's reader fails, though its schema calls the key optional. Read as null, and told."""
+    return _missing("CustomMetadata", "tolerated")
 
 
 @vector
 def docker_info_missing() -> Made:
-    """No DockerInfo."""
-    return _missing("DockerInfo")
+    """No DockerInfo, which upstream's reader fails for. Read as null, and told."""
+    return _missing("DockerInfo", "tolerated")
 
 
 @vector
@@ -172,6 +173,27 @@ def half_a_surrogate() -> Made:
 def not_a_number() -> Made:
     """NaN, which some writers make and JSON does not have."""
     return refused(compact(INFO | {"DockerInfo": {"Size": 0}}).replace(b":0}", b":NaN}"))
+
+
+@vector
+def number_too_large() -> Made:
+    """A number that no double holds, which some readers take for infinity."""
+    return refused(compact(INFO | {"DockerInfo": {"Size": 0}}).replace(b":0}", b":1e999}"))
+
+
+@vector
+def key_twice_within() -> Made:
+    """A key occurs twice in custom metadata."""
+    return refused(compact(INFO | {"CustomMetadata": {"a": 0}}).replace(b'{"a":0}', b'{"a":0,"a":1}'))
+
+
+@vector
+def nested_64() -> Made:
+    """As deep as Alcove reads: 64 levels, the outermost object's among them."""
+    nested: list[object] = []
+    for _ in range(62):
+        nested = [nested]
+    return read(DockerInfo=nested)
 
 
 @vector

@@ -1,0 +1,76 @@
+"""Container layers: the tree that they leave, as the vectors say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from tests.conformance.corpus import check_fault, vectors
+from vectors.vectorfile import Vector
+
+from alcove.errors import ImageFormatError
+from alcove.image.sources import oci
+from alcove.image.sources.tree import walk
+
+
+def layout(directory: Path, layers: list[bytes]) -> Path:
+    """An OCI layout of these layers."""
+    blobs = directory / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+
+    def blob(data: bytes) -> dict[str, object]:
+        digest = hashlib.sha256(data).hexdigest()
+        (blobs / digest).write_bytes(data)
+        return {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": f"sha256:{digest}", "size": len(data)}
+
+    parts = [blob(layer) for layer in layers]
+    config = {"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": [part["digest"] for part in parts]}}
+    manifest = {"schemaVersion": 2, "config": blob(json.dumps(config).encode()), "layers": parts}
+    index = {"schemaVersion": 2, "manifests": [blob(json.dumps(manifest).encode())]}
+    (directory / "index.json").write_text(json.dumps(index))
+    (directory / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    return directory
+
+
+def flattened(vector: Vector, directory: Path) -> oci.Flattened:
+    """The vector's layers on each other."""
+    layers, at = [], 0
+    for size in map(int, vector.get("layers").split()):
+        layers.append(vector.payload[at : at + size])
+        at += size
+    assert at == len(vector.payload)
+    (directory / "spool").mkdir()
+    return oci.flatten(oci.load_layout(layout(directory / "layout", layers)), directory / "spool")
+
+
+def lines(flat: oci.Flattened) -> list[str]:
+    """The tree as the vectors write it."""
+    first: dict[int, str] = {}
+    made = []
+    for path, node in walk(flat.root):
+        name = path.decode()
+        text = f"{node.mode:06o} {node.uid} {node.gid} {node.mtime} {name}"
+        if first.setdefault(id(node), name) != name:
+            text += f" => {first[id(node)]}"
+        elif node.data is not None:
+            text += f" = {b''.join(flat.read(node.data)).hex()}"
+        elif stat.S_ISLNK(node.mode):
+            text += f" -> {node.target.decode()}"
+        elif stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode):
+            text += f" {node.rdev[0]}:{node.rdev[1]}"
+        made.append(text)
+    return made
+
+
+@vectors("layers")
+def test_layers(vector: Vector, tmp_path: Path) -> None:
+    """The tree's every name, with its attributes and content; or the fault, where it is."""
+    if vector.get("expect") == "refused":
+        with pytest.raises(ImageFormatError) as caught:
+            flattened(vector, tmp_path)
+        check_fault(vector, caught.value)
+        return
+    assert lines(flattened(vector, tmp_path)) == vector.all("entry")
