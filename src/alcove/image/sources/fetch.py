@@ -59,6 +59,8 @@ class ContainerSource:
             raise UsageError(f"SOURCE_DATE_EPOCH is {epoch!r}", hint="give it in seconds since 1970", code="E49")
         identity = layout.with_suffix(".iid")
         argv = [*self._buildah("bud"), "--isolation", "chroot", "--timestamp", epoch, "--pull=false"]
+        # The history has digests that depend on who builds; the label has buildah's version. Both would reach the id.
+        argv += ["--omit-history", "--identity-label=false"]
         argv += ["--os", "linux", "--arch", PLATFORMS[self.architecture], "--iidfile", str(identity), "--tag", uri]
         self._run([*argv, "--", str(directory)], "E49")
         self._run([*self._buildah("push"), "--quiet", "--", identity.read_text().strip(), f"oci:{layout}:image"], "E49")
