@@ -153,9 +153,7 @@ class Authority:
         with locked(self.store.directory):
             _finish_switch(self.store)
             if coming.root_path.exists():
-                raise UsageError(
-                    "there is a root to come already", hint="`alcove ca rotate --root --switch` changes to it"
-                )
+                raise UsageError("there is a root to come already", hint="`alcove ca rotate --switch` changes to it")
             make_directory(coming.directory)
             owner = owner or Organization.of(self.certificate)
             _make_root(coming, key or NewKey(), owner, years, now or datetime.now(UTC))

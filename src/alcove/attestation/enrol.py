@@ -30,6 +30,7 @@ from alcove.attestation.store import Entry, Store, fingerprint, pem
 from alcove.errors import InputError, MachineError, UsageError
 
 MAX_REQUEST: Final = 1 << 14  # bytes; ours have about 500
+MAX_ANSWER: Final = 1 << 14  # bytes; ours have up to 4000
 _COMMON_NAME: Final = re.compile(r"(i-[0-9a-f]{17})\.([a-z0-9-]{1,20})\.aws\.nitro-enclaves")
 _PATH_LENGTHS: Final = {Level.REGIONAL: 2, Level.ZONAL: 1, Level.INSTANCE: 0}
 
@@ -124,6 +125,8 @@ def install(store: Store, data: bytes, place: Place, now: datetime, *, replace_r
 
 
 def _checked_chain(data: bytes, place: Place, now: datetime) -> tuple[list[x509.Certificate], Level]:
+    if len(data) > MAX_ANSWER:
+        raise InputError(f"a chain for a parent has at most {MAX_ANSWER} bytes")
     try:
         certificates = x509.load_pem_x509_certificates(data)
         parsed = [parse_certificate(certificate.public_bytes(Encoding.DER)) for certificate in certificates]

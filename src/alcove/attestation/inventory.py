@@ -14,7 +14,7 @@ from alcove.attestation.authority import Level
 from alcove.attestation.files import read_file
 from alcove.attestation.revocation import number_of, read_list
 from alcove.attestation.root_key import Kind
-from alcove.attestation.store import Store, common_name, fingerprint
+from alcove.attestation.store import Store, common_name, fingerprint, pem
 from alcove.errors import MachineError
 
 ROOT_NOTICE: Final = timedelta(days=365)  # verifiers everywhere have to learn another root
@@ -64,6 +64,20 @@ def notices(store: Store, now: datetime) -> list[Notice]:
             text = f"the revocation list {path.name} runs out at {_time(crl.next_update_utc)}"
             found.append(Notice(text, "`alcove ca crl` signs it anew"))
     return found
+
+
+def public_files(store: Store) -> dict[str, bytes]:
+    """What a verifier may want, by relative path: a file for each trusted root, the chains, the revocation lists.
+
+    Errors as in `take_inventory`.
+    """
+    coming = [store.next.root()] if store.next.root_path.exists() else []
+    roots = [store.root(), *coming, *store.former_roots()]
+    files = {f"roots/{fingerprint(root)}.pem": pem(root) for root in roots}
+    for region in store.regions():
+        certificates = [_certificates(path)[0] for _, path in _issuers(store, region)]
+        files[f"chains/{region}.pem"] = b"".join(map(pem, certificates))
+    return files | {f"crl/{path.name}": read_file(path) for path in store.crl_paths()}
 
 
 def _root_notices(store: Store, now: datetime) -> list[Notice]:

@@ -1,4 +1,4 @@
-"""``alcove attest``: check and show attestation documents; and ``alcove ca show``."""
+"""``alcove attest``: check and show attestation documents."""
 
 from __future__ import annotations
 
@@ -48,9 +48,6 @@ def add_commands(commands: Commands) -> None:
     parser = group.add_parser("measure", help="print the policy that pins an image")
     parser.add_argument("eif", type=Path)
     parser.set_defaults(handler=measure)
-    group = commands.add_parser("ca", help="the root of trust").add_subparsers(metavar="COMMAND", required=True)
-    parser = group.add_parser("show", help="print this machine's root certificate and its fingerprint")
-    parser.set_defaults(handler=ca_show)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -65,11 +62,11 @@ def read_bytes(path: Path) -> bytes:
         raise UsageError(f"cannot read `{path}`: {error.strerror}", code="E19") from None
 
 
-def own_root() -> Path:
-    """This machine's root certificate, which the first use makes."""
+def own_roots() -> tuple[Root, ...]:
+    """This machine's root, which the first use makes, the one to come and the former ones."""
     from alcove.attestation.authority import Authority  # noqa: PLC0415 - only some commands need it
 
-    return Authority.open(Paths.from_environment().authority).root_path
+    return Authority.open(Paths.from_environment().authority).trusted
 
 
 def parse_roots(texts: list[str] | None) -> tuple[Root, ...]:
@@ -84,7 +81,7 @@ def parse_roots(texts: list[str] | None) -> tuple[Root, ...]:
         return _root_of_file(Path(text))
 
     try:
-        return tuple(parse(text) for text in texts or [str(own_root())])
+        return tuple(parse(text) for text in texts) if texts else own_roots()
     except ValueError as error:
         raise UsageError(f"this is no root: {error}", hint="give aws, a PEM file or sha256:HEX") from None
 
@@ -179,18 +176,3 @@ def measure(arguments: argparse.Namespace) -> None:
 
     measurements = describe(arguments.eif)["Measurements"]
     output.result({name: value for name, value in measurements.items() if name.startswith("PCR")})
-
-
-def ca_show(_: argparse.Namespace) -> None:
-    """Print the root's certificate."""
-    from cryptography import x509  # noqa: PLC0415 - only this command needs it
-    from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415
-
-    path = own_root()
-    pem = read_bytes(path)
-    certificate = x509.load_pem_x509_certificate(pem)
-    output.text(f"file: {path}")
-    output.text(f"subject: {certificate.subject.rfc4514_string()}")
-    output.text(f"sha256: {certificate.fingerprint(SHA256()).hex()}")
-    output.text(f"valid until: {certificate.not_valid_after_utc.isoformat()}")
-    output.text(pem.decode().rstrip())

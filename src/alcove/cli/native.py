@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from alcove.cli import attest, eif, kms, output
+from alcove.cli import attest, ca, eif, kms, output
 from alcove.enclave.paths import Paths
 
 Commands = Any  # argparse's sub-parsers action is private
@@ -24,6 +24,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--keep", metavar="DIR", type=Path, help="work in this directory and keep it")
     parser.set_defaults(handler=demo)
     attest.add_commands(commands)
+    ca.add_commands(commands)
     eif.add_commands(commands)
     kms.add_commands(commands)
 
@@ -38,10 +39,11 @@ def setup(_: argparse.Namespace) -> None:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Check the machine; status 1 when something that is needed is missing."""
-    from alcove.machine.doctor import examine  # noqa: PLC0415 - only this command needs it
+    from alcove.enclave.identity import authority_check  # noqa: PLC0415 - only this command needs it
+    from alcove.machine.doctor import examine  # noqa: PLC0415
 
     paths = Paths.from_environment()
-    checks = examine(paths.tools, cache=paths.accelerator_proof)
+    checks = [*examine(paths.tools, cache=paths.accelerator_proof), authority_check(paths)]
     if arguments.json:
         output.result([{"name": c.name, "ok": c.ok, "detail": c.detail, "hint": c.hint} for c in checks])
     else:

@@ -9,8 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from alcove.attestation.authority import Authority, Level, ParentIdentity, Place, default_instance_id
-from alcove.attestation.store import Store
+from alcove.attestation.inventory import notices
+from alcove.attestation.store import Store, fingerprint
 from alcove.enclave.paths import Paths
+from alcove.errors import AlcoveError
+from alcove.machine.doctor import Check
 from alcove.types import ZERO_PCR, Measurements
 
 PCR_COUNT = 32  # nsm.md §6
@@ -60,6 +63,23 @@ def _stamp(path: Path) -> object:
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns  # each file is replaced as a whole
+
+
+def authority_check(paths: Paths) -> Check:
+    """Whether documents can be made, and for how long nobody has to do anything."""
+    store, now = Store(paths.authority), datetime.now(UTC)
+    if not store.root_path.exists():
+        return Check("authority", True, "no root yet; the first use makes one")
+    try:
+        found = sorted(notices(store, now), key=lambda notice: not notice.urgent)
+        detail = f"root {fingerprint(store.root())[:16]}…, key: {store.key_place().kind}"
+    except AlcoveError as error:
+        return Check("authority", False, error.message, error.hint)
+    if not found:
+        return Check("authority", True, detail)
+    if found[0].urgent:
+        return Check("authority", False, found[0].text, found[0].hint)
+    return Check("authority", True, f"{detail}; soon: {found[0].text}; {found[0].hint}")
 
 
 def new_enclave_id(instance_id: str) -> str:
