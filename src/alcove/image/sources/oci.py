@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import stat
 import subprocess
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import IO, Any, BinaryIO, Final
 
 from alcove.errors import ImageFormatError, MachineError
@@ -33,6 +37,8 @@ MAX_ENTRIES: Final = 4_000_000  # ours: members of all layers, at some hundred b
 ARCHITECTURES: Final = {"amd64": "x86_64", "arm64": "aarch64"}  # eif.md §7.6
 
 _CHUNK: Final = 1 << 20
+_COMPRESSED_CHUNK: Final = 1 << 17  # zlib gives back what it did not use of it, as a copy
+_AT_ONCE: Final = 4  # layers that are made ready at the same time, at a few chunks of memory each
 _DIGEST: Final = re.compile(r"(sha256|sha512):([0-9a-f]{64,128})")
 _WHITEOUT: Final = b".wh."  # layer.md "Whiteouts"
 _OPAQUE: Final = b".wh..wh..opq"
@@ -113,20 +119,53 @@ def flatten(image: OciImage, directory: Path) -> Flattened:
     """
     flattened = Flattened(new_directory())
     entries = 0
-    for index, ((digest, path), diff_id) in enumerate(zip(image.layers, image.diff_ids, strict=True)):
-        _check_digest(path, digest)
-        spool = _decompressed(path, directory / f"layer-{index}.tar")
-        _check_digest(spool, diff_id)
-        flattened.spools.append(spool)
-        layer = new_directory(implied=True)
-        with spool.open("rb") as file:
-            for member in members(file, spool.stat().st_size):
-                entries += 1
-                if entries > MAX_ENTRIES:
-                    raise ImageFormatError(f"more than {MAX_ENTRIES} entries", field="layers")
-                _place(member, layer, flattened.root, index)
-        overlay(flattened.root, layer)
+    with closing(_spools(image, directory)) as spools:
+        for index, spool in enumerate(spools):
+            flattened.spools.append(spool)
+            layer = new_directory(implied=True)
+            with spool.open("rb") as file:
+                for member in members(file, spool.stat().st_size):
+                    entries += 1
+                    if entries > MAX_ENTRIES:
+                        raise ImageFormatError(f"more than {MAX_ENTRIES} entries", field="layers")
+                    _place(member, layer, flattened.root, index)
+            overlay(flattened.root, layer)
     return flattened
+
+
+def _spools(image: OciImage, directory: Path) -> Generator[Path, None, None]:
+    """The layers as plain tar files, lowest first; the next ones are made ready meanwhile, each in a thread."""
+    stopped = Event()
+
+    def ready(index: int) -> Path:
+        (digest, path), diff_id = image.layers[index], image.diff_ids[index]
+        _check_digest(path, digest, stopped)
+        spool = _decompressed(path, directory / f"layer-{index}.tar", stopped)
+        if spool != path or diff_id != digest:
+            _check_digest(spool, diff_id, stopped)
+        return spool
+
+    with ThreadPoolExecutor(min(_AT_ONCE, len(os.sched_getaffinity(0)))) as pool:
+        largest_first = sorted(range(len(image.layers)), key=lambda index: -_size(image.layers[index][1]))
+        futures = {index: pool.submit(ready, index) for index in largest_first}
+        try:
+            for index in range(len(image.layers)):
+                yield futures[index].result()
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _pieces(content: Iterable[bytes], stopped: Event) -> Iterator[bytes]:
+    """The same, until nobody waits for it any more."""
+    for piece in content:
+        if stopped.is_set():
+            raise InterruptedError
+        yield piece
 
 
 def _place(member: Member, layer: Node, below: Node, spool: int) -> None:
@@ -171,16 +210,16 @@ def _link_target(member: Member, layer: Node, below: Node) -> Node:
     return node
 
 
-def _decompressed(path: Path, spool: Path) -> Path:
+def _decompressed(path: Path, spool: Path, stopped: Event) -> Path:
     """The layer as a plain tar file: the blob itself, or a spool file."""
     with path.open("rb") as file:
         magic = file.read(4)
         file.seek(0)
         if magic[:2] == b"\x1f\x8b":  # RFC 1952 §2.3.1
-            _spool(_gunzipped(file), spool)
+            _spool(_pieces(_gunzipped(file), stopped), spool)
             return spool
     if magic == b"\x28\xb5\x2f\xfd":  # RFC 8878 §3.1.1
-        _spool_zstd(path, spool)
+        _spool_zstd(path, spool, stopped)
         return spool
     return path
 
@@ -198,15 +237,15 @@ def _spool(content: Iterator[bytes], spool: Path) -> None:
 def _gunzipped(file: BinaryIO) -> Iterator[bytes]:
     """The members of a gzip file, one after the other; at most a chunk at a time, however well it was compressed."""
     stream = zlib.decompressobj(31)
-    data = file.read(_CHUNK)
+    data = file.read(_COMPRESSED_CHUNK)
     try:
         while data:
             yield stream.decompress(data, _CHUNK)
             if stream.eof:
-                data = stream.unused_data or file.read(_CHUNK)
+                data = stream.unused_data or file.read(_COMPRESSED_CHUNK)
                 stream = zlib.decompressobj(31) if data else stream
             else:
-                data = stream.unconsumed_tail or file.read(_CHUNK)
+                data = stream.unconsumed_tail or file.read(_COMPRESSED_CHUNK)
         yield from _rest(stream)
     except zlib.error as error:
         raise ImageFormatError(f"the layer's compression is broken: {error}", field="layer") from None
@@ -221,7 +260,7 @@ def _rest(stream: Any) -> Iterator[bytes]:
         yield chunk
 
 
-def _spool_zstd(path: Path, spool: Path) -> None:
+def _spool_zstd(path: Path, spool: Path, stopped: Event) -> None:
     argv = ["zstd", "--decompress", "--stdout", "--quiet", "--", str(path)]
     try:
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -232,7 +271,7 @@ def _spool_zstd(path: Path, spool: Path) -> None:
         ) from None
     with process:
         try:
-            _spool(_read_all(process.stdout), spool)
+            _spool(_pieces(_read_all(process.stdout), stopped), spool)
             _, errors = process.communicate()
         except BaseException:
             process.kill()
@@ -247,13 +286,16 @@ def _read_all(file: IO[bytes] | None) -> Iterator[bytes]:
         yield chunk
 
 
-def _check_digest(path: Path, digest: str) -> None:
+def _check_digest(path: Path, digest: str, stopped: Event) -> None:
     algorithm, expected = _split_digest(digest)
+    hasher = hashlib.new(algorithm)
     try:
         with path.open("rb") as file:
-            actual = hashlib.file_digest(file, algorithm).hexdigest()
+            for chunk in _pieces(_read_all(file), stopped):
+                hasher.update(chunk)
     except FileNotFoundError:
         raise ImageFormatError(f"the blob {digest} is missing", field="layer") from None
+    actual = hasher.hexdigest()
     if actual != expected:
         raise ImageFormatError(f"the content of {digest} has the digest {algorithm}:{actual}", field="digest")
 
@@ -273,7 +315,7 @@ def _blob_json(layout: Path, descriptor: dict[str, Any]) -> dict[str, Any]:
     digest = str(descriptor.get("digest"))
     path = _blob_path(layout, digest)
     if path.is_file() and path.stat().st_size <= MAX_JSON:
-        _check_digest(path, digest)
+        _check_digest(path, digest, Event())
     return _json(path)
 
 

@@ -1,0 +1,77 @@
+"""Layers are made ready several at a time; what comes out does not tell."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alcove.errors import ImageFormatError
+from alcove.image.sources import oci
+from alcove.image.sources.tree import walk
+
+MakeLayout = Callable[..., Path]
+
+
+def layer(name: str, data: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def break_blob(image: oci.OciImage, number: int) -> None:
+    path = image.layers[number][1]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_the_order_of_layers_is_kept(
+    make_layout: MakeLayout, tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    """A later layer wins, however much sooner than an earlier one it is ready."""
+    layers = [layer("same", bytes([n]) * (1 << 20 >> n)) for n in range(9)]
+    flattened = oci.flatten(oci.load_layout(make_layout(*layers, compress=compress)), tmp_path)
+    ((name, node),) = walk(flattened.root)
+    assert node.data is not None
+    assert (name, b"".join(flattened.read(node.data))) == (b"same", bytes([8]) * (1 << 20 >> 8))
+
+
+@pytest.mark.parametrize("broken", [0, 3, 5])
+def test_a_broken_layer_ends_the_work_on_all(make_layout: MakeLayout, tmp_path: Path, broken: int) -> None:
+    """The error is that of the broken layer, and no thread goes on."""
+    before = set(threading.enumerate())
+    image = oci.load_layout(make_layout(*(layer(f"file-{n}", bytes([n]) * 500_000) for n in range(6))))
+    break_blob(image, broken)
+    with pytest.raises(ImageFormatError, match=f"the content of {image.layers[broken][0]}"):
+        oci.flatten(image, tmp_path)
+    assert set(threading.enumerate()) == before
+
+
+def test_the_lowest_broken_layer_is_the_one_that_is_told(make_layout: MakeLayout, tmp_path: Path) -> None:
+    """Of two errors the same one comes out each time, whichever was found first."""
+    image = oci.load_layout(make_layout(layer("a", bytes(3_000_000)), layer("b", b"b")))
+    break_blob(image, 0)
+    break_blob(image, 1)
+    with pytest.raises(ImageFormatError, match=image.layers[0][0]):
+        oci.flatten(image, tmp_path)
+
+
+def test_nobody_works_on_for_who_gave_up(make_layout: MakeLayout, tmp_path: Path) -> None:
+    """Ctrl-C between two layers stops those that are on their way."""
+    before = set(threading.enumerate())
+    image = oci.load_layout(make_layout(*(layer(f"file-{n}", bytes(9_000_000)) for n in range(6))))
+    spools = oci._spools(image, tmp_path)
+    next(spools)
+    with pytest.raises(KeyboardInterrupt):
+        spools.throw(KeyboardInterrupt())
+    assert set(threading.enumerate()) == before
