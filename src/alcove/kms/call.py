@@ -46,7 +46,10 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An authorized call; `key` is there for every operation that has one."""
+    """An authorized call; `key` is there for every operation that has one.
+
+    `made` is a key pair that was made for this call elsewhere, because it takes long (`material.KeyPending`).
+    """
 
     operation: str
     params: Mapping[str, Any]
@@ -55,6 +58,7 @@ class Call:
     now: datetime
     key: Key | None = None
     recipient: Recipient | None = None
+    made: bytes | None = None
 
     @property
     def the_key(self) -> Key:

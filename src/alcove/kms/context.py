@@ -9,10 +9,22 @@ from typing import Any, Final
 
 from alcove.kms.call import Call
 from alcove.kms.errors import validation
-from alcove.kms.keys import SYMMETRIC, Realm
+from alcove.kms.keys import Realm
 from alcove.kms.policy.text import Value
+from alcove.kms.signatures import RAW
+from alcove.kms.specs import SYMMETRIC
 
-WITH_ENCRYPTION: Final = frozenset({"Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext"})
+WITH_ENCRYPTION: Final = frozenset({
+    "Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext",
+    "GenerateDataKeyPair", "GenerateDataKeyPairWithoutPlaintext",
+})  # fmt: skip
+_PARAMETERS: Final = {  # §6.1: condition keys whose value is a parameter
+    "DataKeyPairSpec": "KeyPairSpec",
+    "EncapsulationAlgorithm": "EncapsulationAlgorithm",
+    "KeyAgreementAlgorithm": "KeyAgreementAlgorithm",
+    "MacAlgorithm": "MacAlgorithm",
+    "SigningAlgorithm": "SigningAlgorithm",
+}
 
 
 def request_context(call: Call, realm: Realm) -> dict[str, Value]:
@@ -77,6 +89,11 @@ def _of_operation(call: Call) -> dict[str, Value]:
         context["kms:encryptionalgorithm"] = params.get("EncryptionAlgorithm", SYMMETRIC)
         pairs: dict[str, Any] = params.get("EncryptionContext", {})
         context |= _encryption_context(pairs)
+    for name, member in _PARAMETERS.items():
+        if member in params:
+            context[f"kms:{name.lower()}"] = params[member]
+    if "SigningAlgorithm" in params:
+        context["kms:messagetype"] = params.get("MessageType", RAW)
     if "BypassPolicyLockoutSafetyCheck" in params:
         context["kms:bypasspolicylockoutsafetycheck"] = _bool(params["BypassPolicyLockoutSafetyCheck"])
     if call.operation in {"GetKeyPolicy", "PutKeyPolicy"}:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from alcove.kms.call import Peer
 from alcove.kms.errors import KmsError
+from alcove.kms.material import KeyPending, make_pair
 from alcove.kms.service import Answer, Service
 from alcove.kms.sigv4 import SignedRequest
 
@@ -15,6 +16,7 @@ MAX_BODY_BYTES: Final = 1 << 20  # §1.2
 BODY_TIMEOUT: Final = 30.0  # seconds for a whole body to come
 CONTENT_TYPE: Final = b"application/x-amz-json-1.1"
 MAX_USER_AGENT: Final = 512
+MAX_MAKERS: Final = 2  # RSA keys that are being made at once
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -26,6 +28,7 @@ class KmsApplication:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._makers = asyncio.Semaphore(MAX_MAKERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one HTTP request; other kinds of connection are not served."""
@@ -36,12 +39,20 @@ class KmsApplication:
             return
         try:
             body = await _body(receive)
-            answer = self._service.handle(_request(scope, body), _peer(scope))
+            answer = await self._answer(_request(scope, body), _peer(scope))
         except KmsError as error:
             answer = Answer(error.status, error.body(), "")
         except _Gone:
             return
         await _respond(send, answer)
+
+    async def _answer(self, request: SignedRequest, peer: Peer) -> Answer:
+        try:
+            return self._service.handle(request, peer)
+        except KeyPending as pending:
+            async with self._makers:
+                made = await asyncio.to_thread(make_pair, pending.spec)
+            return self._service.handle(request, peer, made)
 
 
 class _Gone(Exception):  # noqa: N818 - not an error: the client left

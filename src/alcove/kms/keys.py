@@ -9,11 +9,11 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from alcove.kms.errors import KmsError
+from alcove.kms.specs import ENCRYPT, MEMBERS, SPECS, SYMMETRIC
 
-SYMMETRIC: Final = "SYMMETRIC_DEFAULT"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _MULTI_REGION = re.compile(r"mrk-[0-9a-f]{32}", re.ASCII)
 _ARN = re.compile(r"arn:([a-z0-9-]+):kms:([a-z0-9-]+):([0-9]{12}):(key|alias)/(.+)", re.ASCII)
@@ -66,7 +66,7 @@ class Key:
     state: KeyState = KeyState.ENABLED
     deletion_date: float | None = None
     spec: str = SYMMETRIC
-    usage: str = "ENCRYPT_DECRYPT"
+    usage: str = ENCRYPT
     origin: str = "AWS_KMS"
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -86,9 +86,9 @@ class Key:
             "KeyManager": "CUSTOMER",
             "CustomerMasterKeySpec": self.spec,
             "KeySpec": self.spec,
-            "EncryptionAlgorithms": [SYMMETRIC],
+            MEMBERS[self.usage]: list(SPECS[self.spec].algorithms[self.usage]),
             "MultiRegion": False,
-            "CurrentKeyMaterialId": self.material_id,
+            "CurrentKeyMaterialId": self.material_id if self.spec == SYMMETRIC else None,
         }
 
 

@@ -13,8 +13,9 @@ from typing import Any, Final
 from alcove.kms.attest import Recipient
 from alcove.kms.call import Identity, Peer
 from alcove.kms.errors import KmsError
-from alcove.kms.keys import SYMMETRIC, Realm
+from alcove.kms.keys import Realm
 from alcove.kms.policy.evaluate import Decision
+from alcove.kms.specs import SYMMETRIC
 
 _HIDDEN: Final = frozenset({"Plaintext", "CiphertextBlob", "Policy", "Recipient", "GrantTokens"})
 _ANSWERED: Final = frozenset({"CreateKey", "CancelKeyDeletion", "ScheduleKeyDeletion"})
@@ -37,6 +38,7 @@ class Trail:
     decision: Decision | None = None
     answer: Mapping[str, Any] | None = None
     error: KmsError | None = None
+    ended: bool = True
 
     def record(self, realm: Realm) -> dict[str, Any]:
         """The record."""

@@ -28,6 +28,7 @@ from alcove.kms.call import Call, Identity, Peer, Tools
 from alcove.kms.context import request_context
 from alcove.kms.errors import KmsError, unsupported, validation
 from alcove.kms.keys import Key, check_state, no_such_key, parse_key_id
+from alcove.kms.material import KeyPending
 from alcove.kms.model import TARGET_PREFIX, Model
 from alcove.kms.operations.table import OPERATIONS, Operation, Source
 from alcove.kms.policy.document import PolicyKind, parse_policy
@@ -81,26 +82,41 @@ class Service:
         self._clock = clock
         self._chains = ChainCache()
 
-    def handle(self, request: sigv4.SignedRequest, peer: Peer) -> Answer:
-        """The answer to a request; KmsErrors become answers here and nowhere else."""
+    def handle(self, request: sigv4.SignedRequest, peer: Peer, made: bytes | None = None) -> Answer:
+        """The answer to a request; KmsErrors become answers here and nowhere else.
+
+        Args:
+            request: As it came.
+            peer: Where it came from.
+            made: The key pair that a KeyPending asked for.
+
+        Raises:
+            KeyPending: The request is allowed and needs a key pair that takes long to make. Nothing has been done or
+                recorded yet: the caller makes it, without holding up others, and hands in the request again.
+        """
         request_id = str(uuid.UUID(bytes=self._tools.random(16), version=4))
         try:
-            return Answer(200, self._handle(request, peer, request_id), request_id)
+            return Answer(200, self._handle(request, peer, request_id, made), request_id)
+        except KeyPending:
+            raise
         except KmsError as error:
             return Answer(error.status, error.body(), request_id)
         except Exception:  # noqa: BLE001 - the store failed before there was a record to write it in
             fault = KmsError("KMSInternalException", "The request could not be served.")
             return Answer(fault.status, fault.body(), request_id)
 
-    def _handle(self, request: sigv4.SignedRequest, peer: Peer, request_id: str) -> bytes:
+    def _handle(self, request: sigv4.SignedRequest, peer: Peer, request_id: str, made: bytes | None) -> bytes:
         now = self._clock()
         identity = self._authenticate(request, now)
         target = request.value("x-amz-target") or ""
         event_id = str(uuid.UUID(bytes=self._tools.random(16), version=4))
         trail = Trail(request_id, event_id, now, peer, identity, target.rpartition(".")[2][:128])
         try:
-            trail.answer = self._perform(request, target, trail)
+            trail.answer = self._perform(request, target, trail, made)
             body = self._model.render(trail.operation, trail.answer)
+        except KeyPending:
+            trail.ended = False
+            raise
         except KmsError as error:
             trail.error = error
             raise
@@ -108,22 +124,23 @@ class Service:
             trail.error = KmsError("KMSInternalException", "The request could not be served.", because=repr(error))
             raise trail.error from error
         finally:
-            self._write(trail)  # 8
+            if trail.ended:
+                self._write(trail)  # 8
         return body
 
-    def _perform(self, request: sigv4.SignedRequest, target: str, trail: Trail) -> dict[str, Any]:
+    def _perform(self, request: sigv4.SignedRequest, target: str, trail: Trail, made: bytes | None) -> dict[str, Any]:
         row = self._row(target)  # 1
         trail.read_only = row.read_only
         params = trail.params = self._model.parse(trail.operation, request.body)
         key = self._key(row, params)  # 2
         trail.key_arn = self._tools.realm.key_arn(key.key_id) if key else None
         trail.recipient = self._recipient(params, trail.now)  # 3
-        call = Call(trail.operation, params, trail.identity, trail.peer, trail.now, key, trail.recipient)
+        call = Call(trail.operation, params, trail.identity, trail.peer, trail.now, key, trail.recipient, made)
         self._authorize(call, trail)  # 4
         if key:
             check_state(key, row.needs, str(trail.key_arn))  # 5
         for check in row.checks:
-            check(call)
+            check(self._tools, call)
         if params.get("DryRun"):  # 6
             raise KmsError(
                 "DryRunOperationException", "The request would have succeeded, but the DryRun option is set."

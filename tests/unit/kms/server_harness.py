@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import pytest
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from alcove.attestation.verify import Root
 from alcove.kms.server import ServeConfig, serve
@@ -100,3 +102,15 @@ def running(settings: ServeConfig) -> Iterator[RunningKms]:
     finally:
         stop.set()
         thread.join(timeout=20)
+
+
+@contextlib.contextmanager
+def refused(kind: str) -> Iterator[dict[str, str]]:
+    """The block is refused with this class; `message` in what it yields is then the text."""
+    found: dict[str, str] = {}
+    with pytest.raises(ClientError) as caught:
+        yield found
+    error = caught.value.response["Error"]
+    assert error["Code"] == kind, error
+    assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 400
+    found["message"] = error.get("Message", "")

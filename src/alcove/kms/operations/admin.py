@@ -11,15 +11,17 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
-from alcove.kms.blob import MATERIAL_BYTES, material_id
+from alcove.kms.blob import material_id
 from alcove.kms.call import Call, Tools
 from alcove.kms.context import request_context
 from alcove.kms.errors import KmsError, unsupported, validation
-from alcove.kms.keys import SYMMETRIC, Key, KeyState, Realm
+from alcove.kms.keys import Key, KeyState, Realm
+from alcove.kms.material import new_material
 from alcove.kms.operations.pages import page
 from alcove.kms.policy.document import INVALID_PRINCIPALS, PolicyDocument, malformed, parse_policy
 from alcove.kms.policy.evaluate import Access, evaluate
 from alcove.kms.policy.principals import Kind
+from alcove.kms.specs import ENCRYPT, SYMMETRIC, KeySpec, check_usage, spec_of
 
 MIN_WINDOW_DAYS: Final = 7  # §9
 MAX_WINDOW_DAYS: Final = 30
@@ -28,20 +30,23 @@ LOCKOUT: Final = "The new key policy will not allow you to update the key policy
 
 
 def create_key(tools: Tools, call: Call) -> dict[str, Any]:
-    """CreateKey: a symmetric key with material of our own."""
-    _check_kind(call)
+    """CreateKey: with material of our own; everything that could be refused comes before it is made."""
+    spec, usage = _kind(call)
     key_id = str(uuid.UUID(bytes=tools.random(16), version=4))
-    material = tools.random(MATERIAL_BYTES)
     key = Key(
         key_id=key_id,
         created=round(call.now.timestamp(), 3),
         policy=call.params.get("Policy") or default_policy(tools.realm),
-        material_id=material_id(material, key_id),
+        material_id="",
+        spec=spec.name,
+        usage=usage,
         description=call.params.get("Description", ""),
         tags=_tags(call.params.get("Tags", [])),
     )
     if "Policy" in call.params:
         _check_policy(tools, replace_key(call, key), key.policy)
+    material = new_material(spec, tools.random, call.made)
+    key = replace(key, material_id=material_id(material, key_id))
     tools.store.create_key(key, material)
     return {"KeyMetadata": key.metadata(tools.realm)}
 
@@ -129,8 +134,9 @@ def cancel_key_deletion(tools: Tools, call: Call) -> dict[str, Any]:
     return {"KeyId": tools.realm.key_arn(call.the_key.key_id)}
 
 
-def check_window(call: Call) -> None:
+def check_window(tools: Tools, call: Call) -> None:
     """Refuses a deletion window outside 7 to 30 days (§9)."""
+    del tools
     days = call.params.get("PendingWindowInDays", MAX_WINDOW_DAYS)
     if not MIN_WINDOW_DAYS <= days <= MAX_WINDOW_DAYS:
         raise validation(f"PendingWindowInDays must be between {MIN_WINDOW_DAYS} and {MAX_WINDOW_DAYS}")
@@ -153,21 +159,21 @@ def replace_key(call: Call, key: Key) -> Call:
     return replace(call, key=key)
 
 
-def _check_kind(call: Call) -> None:
+def _kind(call: Call) -> tuple[KeySpec, str]:
+    """Spec and usage of the key that is asked for."""
     params = call.params
     specs = {params[name] for name in ("KeySpec", "CustomerMasterKeySpec") if name in params}
     if len(specs) > 1:
         raise validation("KeySpec and CustomerMasterKeySpec differ")
     if specs - {SYMMETRIC} and "KeyUsage" not in params:
         raise validation("You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
-    if specs - {SYMMETRIC}:
-        raise unsupported(f"keys of spec {specs.pop()} are not served")
-    if params.get("KeyUsage", "ENCRYPT_DECRYPT") != "ENCRYPT_DECRYPT":
-        raise validation(f"KeyUsage {params['KeyUsage']} is not compatible with KeySpec {SYMMETRIC}")
+    spec, usage = spec_of(specs.pop() if specs else SYMMETRIC), params.get("KeyUsage", ENCRYPT)
+    check_usage(spec, usage)
     if params.get("Origin", "AWS_KMS") != "AWS_KMS" or {"CustomKeyStoreId", "XksKeyId"} & set(params):
         raise unsupported("only keys of origin AWS_KMS are served")
     if params.get("MultiRegion"):
         raise unsupported("multi-Region keys are not served")
+    return spec, usage
 
 
 def _tags(tags: list[dict[str, str]]) -> dict[str, str]:

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from alcove.kms.call import Call, Tools
 from alcove.kms.keys import Needs
-from alcove.kms.operations import admin, crypto
+from alcove.kms.operations import admin, crypto, fitness, pairs
 
 Handler = Callable[[Tools, Call], dict[str, Any]]
-Check = Callable[[Call], None]
+Check = Callable[[Tools, Call], None]
 
 
 class Source(enum.Enum):
@@ -40,22 +40,34 @@ class Operation:
 
 _ENABLED, _WRITING = Needs.ENABLED, Needs.NOT_DELETING
 _KEY = Source.PARAMETER
-_SIZED = (crypto.check_data_key_size,)
+_SIZED = (fitness.wrapping, crypto.check_data_key_size)
+_PAIR = (fitness.wrapping, fitness.pair_spec)
 
 OPERATIONS: Final[dict[str, Operation]] = {
     "CancelKeyDeletion": Operation(admin.cancel_key_deletion, _KEY, Needs.DELETING, read_only=False),
     "CreateKey": Operation(admin.create_key, Source.NONE, read_only=False),
-    "Decrypt": Operation(crypto.decrypt, Source.BLOB, _ENABLED, checks=(crypto.check_algorithm,)),
+    "Decapsulate": Operation(pairs.decapsulate, _KEY, _ENABLED, checks=(fitness.encapsulation,)),
+    "Decrypt": Operation(crypto.decrypt, Source.BLOB, _ENABLED, checks=(fitness.decrypting,)),
+    "DeriveSharedSecret": Operation(
+        pairs.derive_shared_secret, _KEY, _ENABLED, checks=(fitness.agreement, pairs.check_peer_key)
+    ),
     "DescribeKey": Operation(admin.describe_key, _KEY),
     "DisableKey": Operation(admin.disable_key, _KEY, _WRITING, read_only=False),
     "EnableKey": Operation(admin.enable_key, _KEY, _WRITING, read_only=False),
-    "Encrypt": Operation(crypto.encrypt, _KEY, _ENABLED, checks=(crypto.check_algorithm,)),
+    "Encapsulate": Operation(pairs.encapsulate, _KEY, _ENABLED, checks=(fitness.encapsulation,)),
+    "Encrypt": Operation(crypto.encrypt, _KEY, _ENABLED, checks=(fitness.encrypting,)),
     "GenerateDataKey": Operation(crypto.generate_data_key, _KEY, _ENABLED, checks=_SIZED),
+    "GenerateDataKeyPair": Operation(pairs.generate_data_key_pair, _KEY, _ENABLED, checks=_PAIR),
+    "GenerateDataKeyPairWithoutPlaintext": Operation(
+        pairs.generate_data_key_pair_without_plaintext, _KEY, _ENABLED, checks=_PAIR
+    ),
     "GenerateDataKeyWithoutPlaintext": Operation(
         crypto.generate_data_key_without_plaintext, _KEY, _ENABLED, checks=_SIZED
     ),
+    "GenerateMac": Operation(pairs.generate_mac, _KEY, _ENABLED, checks=(fitness.mac,)),
     "GenerateRandom": Operation(crypto.generate_random, Source.NONE),
     "GetKeyPolicy": Operation(admin.get_key_policy, _KEY),
+    "GetPublicKey": Operation(pairs.get_public_key, _KEY, _ENABLED, checks=(fitness.public,)),
     "ListKeyPolicies": Operation(admin.list_key_policies, _KEY),
     "ListKeys": Operation(admin.list_keys, Source.NONE),
     "ListResourceTags": Operation(admin.list_resource_tags, _KEY),
@@ -63,5 +75,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "ScheduleKeyDeletion": Operation(
         admin.schedule_key_deletion, _KEY, _WRITING, read_only=False, checks=(admin.check_window,)
     ),
+    "Sign": Operation(pairs.sign, _KEY, _ENABLED, checks=(fitness.signing,)),
     "UpdateKeyDescription": Operation(admin.update_key_description, _KEY, _WRITING, read_only=False),
+    "Verify": Operation(pairs.verify, _KEY, _ENABLED, checks=(fitness.signing,)),
+    "VerifyMac": Operation(pairs.verify_mac, _KEY, _ENABLED, checks=(fitness.mac,)),
 }
