@@ -86,15 +86,22 @@ def verify_section(section: bytes, pcr0: bytes, at: datetime) -> SignatureEntry:
     certificate = load_certificate(entry.certificate)
     check_signature(entry, certificate)  # 2, 3
     check_payload(entry, pcr0)  # 4
-    if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:  # 5
-        raise SignatureRefusedError("the signing certificate is not valid at this time")
+    check_validity(certificate, at)  # 5
     return entry
+
+
+def check_validity(certificate: x509.Certificate, at: datetime) -> None:
+    """Step 5: the time lies within the certificate's validity."""
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not first <= at <= last:
+        span = f"{first:%Y-%m-%dT%H:%M:%SZ} to {last:%Y-%m-%dT%H:%M:%SZ}"
+        raise SignatureRefusedError(f"the signing certificate is not valid at this time, but from {span}")
 
 
 def check_signature(entry: SignatureEntry, certificate: x509.Certificate) -> None:
     """Steps 2 and 3: the certificate's key made the signature."""
     sign1 = Sign1.parse(entry.sign1)
-    key = _public_key(certificate)
+    key = certificate_key(certificate)
     algorithm, digest = _ALGORITHMS[key.curve.name]
     if sign1.algorithm != algorithm:
         raise SignatureRefusedError(f"algorithm {sign1.algorithm} does not belong to the key's curve, {key.curve.name}")
@@ -133,7 +140,7 @@ class Signer:
     def __init__(self, certificate: bytes, public_key: object, sign: Sign) -> None:
         try:
             self._certificate = load_certificate(certificate)
-            self._key = _public_key(self._certificate)
+            self._key = certificate_key(self._certificate)
         except SignatureRefusedError as error:
             raise _unsigned(
                 error.reason, "give the signer's certificate, a PEM file with a key on such a curve"
@@ -198,8 +205,16 @@ def _unsigned(why: str, hint: str) -> UsageError:
     return UsageError(f"the image could not be signed: {why}", hint=hint, code="E60")
 
 
-def _public_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
-    key = certificate.public_key()
+def certificate_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
+    """The certificate's key.
+
+    Raises:
+        SignatureRefusedError: When it is not on P-256, P-384 or P-521.
+    """
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):  # it is parsed only here
+        key = None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _ALGORITHMS:
         raise SignatureRefusedError("the certificate's key is not on P-256, P-384 or P-521")
     return key
