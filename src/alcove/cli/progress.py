@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from typing import Final, Protocol
 
@@ -42,6 +43,7 @@ class Live:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
+        self._next = 0.0
 
     def say(self, line: str) -> None:
         """Print the line above the bar, as it is."""
@@ -53,7 +55,10 @@ class Live:
             for task in self._tasks.values():
                 self._progress.remove_task(task)
             self._tasks = {stage: self._progress.add_task(stage, total=total)}
-        self._progress.update(self._tasks[stage], completed=done, total=total)
+        now = time.monotonic()
+        if now >= self._next or done == total:  # a call for every small file must cost nothing
+            self._next = now + 1 / PER_SECOND
+            self._progress.update(self._tasks[stage], completed=done, total=total)
 
 
 @contextlib.contextmanager
