@@ -118,7 +118,7 @@ def build_enclave(
         if request.docker_dir is not None:
             source.build(with_tag(request.docker_uri), request.docker_dir, layout)
         else:
-            source.fetch(request.docker_uri, layout)
+            layout = source.fetch(request.docker_uri, layout)
         try:
             image = oci.load_layout(layout)
             _check_architecture(request, image)

@@ -132,13 +132,11 @@ def test_an_image_that_is_not_there_is_e50(request_for: Callable[..., BuildReque
     assert "level=" not in caught.value.message
 
 
-def test_a_missing_program_is_named(
-    request_for: Callable[..., BuildRequest], layout: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_program_is_named(request_for: Callable[..., BuildRequest], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without skopeo the error says what to install."""
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(MachineError, match="skopeo is missing") as caught:
-        build_enclave(request_for(layout), silent)
+        build_enclave(request_for("docker-archive:app.tar"), silent)
     assert "install" in str(caught.value.hint)
 
 

@@ -1,9 +1,12 @@
-"""Layers are made ready several at a time; what comes out does not tell."""
+"""Layers are made ready several at a time, from where they are; what comes out does not tell."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import json
+import os
 import tarfile
 import threading
 from collections.abc import Callable
@@ -13,6 +16,7 @@ import pytest
 
 from alcove.errors import ImageFormatError
 from alcove.image.sources import oci
+from alcove.image.sources.fetch import ContainerSource
 from alcove.image.sources.tree import walk
 
 MakeLayout = Callable[..., Path]
@@ -75,3 +79,38 @@ def test_nobody_works_on_for_who_gave_up(make_layout: MakeLayout, tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         spools.throw(KeyboardInterrupt())
     assert set(threading.enumerate()) == before
+
+
+def test_a_local_layout_is_not_copied(make_layout: MakeLayout, tmp_path: Path) -> None:
+    """The one image of an `oci:` directory is read where it is: no program is needed, and no room."""
+    layout = make_layout(layer("a", b"a"))
+    source = ContainerSource("x86_64", {"PATH": "/nonexistent"}, print)
+    assert source.fetch(f"oci:{layout}", tmp_path / "copy") == layout
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("what", ["two images", "an index of platforms"])
+def test_a_layout_to_choose_from_is_not_read_in_place(make_layout: MakeLayout, what: str) -> None:
+    """Which of several images is meant is not guessed."""
+    layout = make_layout(layer("a", b"a"))
+    index = json.loads((layout / "index.json").read_text())
+    assert oci.holds_one_image(layout)
+    if what == "two images":
+        index["manifests"] *= 2
+    else:
+        blob = json.dumps(index).encode()
+        digest = hashlib.sha256(blob).hexdigest()
+        (layout / "blobs" / "sha256" / digest).write_bytes(blob)
+        index["manifests"] = [{"digest": f"sha256:{digest}", "size": len(blob)}]
+    (layout / "index.json").write_text(json.dumps(index))
+    assert not oci.holds_one_image(layout)
+
+
+def test_a_layer_that_is_a_pipe_is_missing(make_layout: MakeLayout, tmp_path: Path) -> None:
+    """A layout in which a blob is no file does not make the build wait for ever."""
+    image = oci.load_layout(make_layout(layer("a", b"a")))
+    path = image.layers[0][1]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ImageFormatError, match="is missing"):
+        oci.flatten(image, tmp_path)

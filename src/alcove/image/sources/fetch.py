@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from alcove.errors import AlcoveError, MachineError, UsageError
+from alcove.image.sources.oci import holds_one_image
 
 Progress = Callable[[str], None]
 
@@ -65,21 +66,27 @@ class ContainerSource:
         self._run([*argv, "--", str(directory)], "E49")
         self._run([*self._buildah("push"), "--quiet", "--", identity.read_text().strip(), f"oci:{layout}:image"], "E49")
 
-    def fetch(self, uri: str, layout: Path) -> None:
+    def fetch(self, uri: str, layout: Path) -> Path:
         """Copy the image `uri` into the OCI layout `layout`.
+
+        Returns:
+            Where the image is: `layout`, or the directory of an `oci:` uri that can be read where it is.
 
         Raises:
             AlcoveError: E50 when it is nowhere, with the reason of the place that was tried last.
         """
+        if (place := _readable_in_place(uri)) is not None:
+            return place
         if _TRANSPORT.match(uri):
             self._copy(uri, layout)
-            return
+            return layout
         name = with_tag(uri)
         local = self._from_daemon(name, layout) or self._from_store(name, layout)
         if local:
             self.progress("Using the locally available Docker image...")
-            return
-        self._copy(f"docker://{name}", layout)
+        else:
+            self._copy(f"docker://{name}", layout)
+        return layout
 
     def _from_daemon(self, name: str, layout: Path) -> bool:
         if "DOCKER_HOST" not in self.environment and not _DOCKER_SOCKET.is_socket():
@@ -153,6 +160,14 @@ class ContainerSource:
             reason = failure_reason(last) or f"{argv[0]} ended with status {process.returncode}"
             hint = HINTS[code]
             raise MachineError(f"the container image could not be {what}: {reason}", hint=hint, code=code)
+
+
+def _readable_in_place(uri: str) -> Path | None:
+    """The layout that `oci:DIRECTORY` names, if it holds one image for one platform; a tag is skopeo's to find."""
+    transport, _, directory = uri.partition(":")
+    if transport != "oci" or not directory or ":" in directory:
+        return None
+    return Path(directory) if holds_one_image(Path(directory)) else None
 
 
 HINTS: Final = {

@@ -110,6 +110,16 @@ def load_layout(layout: Path) -> OciImage:
     )
 
 
+def holds_one_image(layout: Path) -> bool:
+    """Whether a directory is a layout with one image, not one image for each of several platforms."""
+    try:
+        descriptor = _only(_json(layout / "index.json"), "index.json")
+        manifest = _blob_json(layout, descriptor)
+    except ImageFormatError:
+        return False
+    return "manifests" not in manifest
+
+
 def flatten(image: OciImage, directory: Path) -> Flattened:
     """The image's layers as one tree (steps 2 to 5); spool files go to `directory`.
 
@@ -288,13 +298,17 @@ def _read_all(file: IO[bytes] | None) -> Iterator[bytes]:
 
 def _check_digest(path: Path, digest: str, stopped: Event) -> None:
     algorithm, expected = _split_digest(digest)
+    if not path.is_file():  # or a pipe, which nobody would ever write to
+        raise ImageFormatError(f"the blob {digest} is missing", field="layer")
     hasher = hashlib.new(algorithm)
     try:
         with path.open("rb") as file:
             for chunk in _pieces(_read_all(file), stopped):
                 hasher.update(chunk)
-    except FileNotFoundError:
-        raise ImageFormatError(f"the blob {digest} is missing", field="layer") from None
+    except InterruptedError:
+        raise
+    except OSError as error:
+        raise ImageFormatError(f"the blob {digest} cannot be read: {error.strerror}", field="layer") from None
     actual = hasher.hexdigest()
     if actual != expected:
         raise ImageFormatError(f"the content of {digest} has the digest {algorithm}:{actual}", field="digest")
