@@ -166,12 +166,16 @@ class Authority:
 
         Raises:
             UsageError: There is no root to come.
+            MachineError: Its key cannot be used, so that nothing could be issued after the change.
         """
         with locked(self.store.directory):
             _finish_switch(self.store)
-            if not self.store.next.root_path.exists():
+            coming = self.store.next
+            if not coming.root_path.exists():
                 raise UsageError("there is no root to come", hint="`alcove ca rotate --root` makes one")
-            _replace_root(self.store, self.store.next.root())
+            with Authority(coming, passphrase).root_issuer(datetime.now(UTC)):
+                pass
+            _replace_root(self.store, coming.root())
             _finish_switch(self.store)
         return Authority(self.store, passphrase)
 

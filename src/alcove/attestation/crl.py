@@ -43,6 +43,14 @@ MAX_FILE: Final = 1 << 20  # bytes; some 25,000 entries
 MAX_LISTS: Final = 64
 
 _PEM: Final = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 _CRL_SIGN: Final = 0x02  # RFC 5280 §4.2.1.3, bit 6
 
 
@@ -132,7 +140,7 @@ def parse_list(data: bytes) -> RevocationList:
     try:
         load = x509.load_pem_x509_crl if data.startswith(b"-----") else x509.load_der_x509_crl
         return _checked(load(data))
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except _UNREADABLE as error:
         raise InputError(f"this is no revocation list: {error}", hint="give a CRL in DER or PEM") from None
 
 
@@ -148,6 +156,8 @@ def _checked(crl: x509.CertificateRevocationList) -> RevocationList:
     fields = der.parse(crl.tbs_certlist_bytes).children(der.SEQUENCE, "tbsCertList")
     if fields[0].tag != der.INTEGER:
         raise ValueError("it is of version 1")
+    if not fields[2].children(der.SEQUENCE, "issuer"):
+        raise ValueError("it does not say whose it is")
     return RevocationList(
         issuer=fields[2].raw,  # version, signature, issuer: RFC 5280 §5.1.2
         key_id=_authority_key_id(crl),

@@ -14,7 +14,7 @@ from alcove.attestation.authority import Level
 from alcove.attestation.files import read_file
 from alcove.attestation.revocation import number_of, read_list
 from alcove.attestation.root_key import Kind
-from alcove.attestation.store import Store, common_name, fingerprint, pem
+from alcove.attestation.store import Store, common_name, fingerprint, is_issued_by, pem
 from alcove.errors import MachineError
 
 ROOT_NOTICE: Final = timedelta(days=365)  # verifiers everywhere have to learn another root
@@ -44,7 +44,7 @@ def take_inventory(store: Store, now: datetime) -> dict[str, Any]:
         "Root": root,
         "Chains": [_chain(store, region) for region in store.regions()],
         "Parents": [
-            {"Name": path.stem, **_certificate(chain[-1], _level(len(chain)))}
+            _certificate(chain[-1], _level(len(chain))) | {"Parent": path.stem}
             for path in sorted(store.directory.glob("parents/*.pem"))
             for chain in [_certificates(path)]
         ],
@@ -121,10 +121,15 @@ def _has_key(path: Path) -> bool:
 
 
 def _chain(store: Store, region: str) -> dict[str, Any]:
-    rows = []
+    rows, above = [], store.root()
     for level, path in _issuers(store, region):
         key = {"Kind": Kind.PLAIN.value, "Where": str(path)} if _has_key(path) else {"Kind": Kind.ELSEWHERE.value}
-        rows.append(_certificate(_certificates(path)[0], level) | {"Key": {"Where": ""} | key})
+        certificate = _certificates(path)[0]
+        # what another root or an issuer before this one has signed is replaced when it is needed next
+        rows.append(
+            _certificate(certificate, level) | {"Current": is_issued_by(certificate, above), "Key": {"Where": ""} | key}
+        )
+        above = certificate if level is not Level.INSTANCE else above
     return {"Region": region, "Certificates": rows}
 
 

@@ -153,21 +153,23 @@ def rotate(arguments: argparse.Namespace) -> None:
     ca_keys.guard()
     paths = Paths.from_environment()
     if arguments.root:
-        root = ca_keys.load(paths.authority).prepare_root(
-            ca_keys.new_key(arguments), owner=ca_keys.owner(arguments), years=ca_keys.years(arguments)
-        )
+        authority = ca_keys.load(paths.authority)
+        key = ca_keys.new_key(arguments, instead_of=authority.store.key_place())
+        root = authority.prepare_root(key, owner=ca_keys.owner(arguments), years=ca_keys.years(arguments))
         output.text(root.hex)
         output.say("it signs nothing yet: give `alcove ca export --all` to verifiers, then `alcove ca rotate --switch`")
         return
-    authority = ca_keys.load(paths.authority)
+    renew = frozenset(Level if arguments.switch else [*Level][_LEVELS.index(arguments.level) :])
     if arguments.switch:
-        old, authority = authority.root, authority.switch_root()
-        output.text(authority.root.hex)
-        output.say(f"trusted on this machine until `alcove ca forget {old.hex[:16]}`: {old.hex}")
-        return
-    here, renew = place(paths), frozenset([*Level][_LEVELS.index(arguments.level) :])
-    if Level.REGIONAL in renew:
+        old = ca_keys.load(paths.authority)
+        authority = old.switch_root(ca_keys.passphrase(old.store.next, arguments))
+        output.text(f"root: {authority.root.hex}")
+        output.say(f"trusted on this machine until `alcove ca forget {old.root.hex[:16]}`: {old.root.hex}")
+    elif Level.REGIONAL in renew:
         authority = ca_keys.unlocked(paths.authority, arguments)
+    else:
+        authority = ca_keys.load(paths.authority)
+    here = place(paths)
     authority.parent_identity(here.instance_id, here.region, datetime.now(UTC), renew=renew)
     for level in (level for level in Level if level in renew):
         name = here.instance_id if level is Level.INSTANCE else level
@@ -240,18 +242,22 @@ def revoke(arguments: argparse.Namespace) -> None:
 def crl(arguments: argparse.Namespace) -> None:
     """Sign the lists anew."""
     from alcove.attestation import revocation  # noqa: PLC0415 - only these commands need it
+    from alcove.attestation.root_key import Kind  # noqa: PLC0415
 
     ca_keys.guard()
     days = _days(arguments)
     authority = ca_keys.unlocked(Paths.from_environment().authority, arguments, optional=True)
-    if problem := revocation.refresh(authority, datetime.now(UTC), days):
-        output.warn(f"the root's list is as it was: {problem.message}")
+    problem = revocation.refresh(authority, datetime.now(UTC), days)
     for path in authority.store.crl_paths():
         if arguments.output is None:
             output.data(path.read_bytes())
         else:
             _write(arguments.output / path.name, path.read_bytes())
             output.say(f"wrote {arguments.output / path.name}")
+    if problem is not None:
+        if authority.store.key_place().kind is not Kind.ELSEWHERE:
+            raise problem  # the others are done
+        output.warn(f"the root's own list is not signed here: {problem.message}")
 
 
 def _days(arguments: argparse.Namespace) -> timedelta:

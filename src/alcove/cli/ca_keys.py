@@ -13,7 +13,8 @@ from alcove.errors import UsageError
 if TYPE_CHECKING:
     from alcove.attestation.authority import Authority
     from alcove.attestation.pki import Organization
-    from alcove.attestation.root_key import NewKey
+    from alcove.attestation.root_key import KeyPlace, NewKey
+    from alcove.attestation.store import Store
 
 _PASSPHRASES = """\
 A passphrase is typed, or comes from --passphrase-file, ALCOVE_CA_PASSPHRASE_FILE or ALCOVE_CA_PASSPHRASE.
@@ -50,22 +51,28 @@ def guard() -> None:
     forbid_core_dumps()
 
 
-def new_key(arguments: argparse.Namespace) -> NewKey:
+def new_key(arguments: argparse.Namespace, *, instead_of: KeyPlace | None = None) -> NewKey:
     """What the flags say about a new root's key; asks for a passphrase twice where one is needed."""
-    from alcove.attestation.root_key import NewKey, check_passphrase  # noqa: PLC0415 - only some commands need it
+    from alcove.attestation.root_key import Kind, NewKey, check_passphrase  # noqa: PLC0415 - only some commands need it
 
+    said = arguments.key_file or arguments.pkcs11 or arguments.protect
+    if instead_of is not None and instead_of.kind is not Kind.PLAIN and not said:
+        raise UsageError(
+            f"the root's key is in: {instead_of.kind}; say where the new one shall be",
+            hint="--key-file FILE, --pkcs11 URI or --protect",
+        )
     if arguments.key_file and arguments.key_file.exists():
         raise UsageError(f"`{arguments.key_file}` exists already", hint="a key is never overwritten")
     if not (arguments.key_file or arguments.protect):
         if arguments.passphrase_file:
             raise UsageError("--passphrase-file goes with --key-file or --protect")
         return NewKey(uri=arguments.pkcs11)
-    passphrase = _given(arguments)
-    if passphrase is None:
-        passphrase = check_passphrase(_ask("passphrase for the root's key: "))
-        if _ask("once more: ") != passphrase:
+    given = _given(arguments)
+    if given is None:
+        given = check_passphrase(_ask("passphrase for the root's key: "))
+        if _ask("once more: ") != given:
             raise UsageError("the two passphrases differ")
-    return NewKey(file=arguments.key_file, passphrase=check_passphrase(passphrase))
+    return NewKey(file=arguments.key_file, passphrase=check_passphrase(given))
 
 
 def owner(arguments: argparse.Namespace) -> Organization | None:
@@ -104,16 +111,22 @@ def unlocked(directory: Path, arguments: argparse.Namespace, *, optional: bool =
         optional: Whether it is fine to go on without, where nobody can be asked.
     """
     from alcove.attestation.authority import Authority  # noqa: PLC0415 - only some commands need it
-    from alcove.attestation.root_key import Kind  # noqa: PLC0415
 
-    authority = Authority.load(directory)
-    place = authority.store.key_place()
+    store = Authority.load(directory).store
+    return Authority.load(directory, passphrase(store, arguments, optional=optional))
+
+
+def passphrase(store: Store, arguments: argparse.Namespace, *, optional: bool = False) -> bytes | None:
+    """What opens the root's key in `store`; None where it needs nothing, or nobody can be asked and it is optional."""
+    from alcove.attestation.root_key import Kind  # noqa: PLC0415 - only some commands need it
+
+    place = store.key_place()
     if place.kind is not Kind.PROTECTED or not Path(place.where).exists():
-        return authority
-    passphrase = _given(arguments)
-    if passphrase is None and not (optional and not _has_terminal()):
-        passphrase = _ask(f"passphrase for {place.where}: ")
-    return Authority.load(directory, passphrase)
+        return None
+    given = _given(arguments)
+    if given is not None or (optional and not _has_terminal()):
+        return given
+    return _ask(f"passphrase for {place.where}: ")
 
 
 def _given(arguments: argparse.Namespace) -> bytes | None:

@@ -21,7 +21,8 @@ def draw(inventory: dict[str, Any]) -> Iterator[str]:
     if inventory["Parents"]:
         yield "parents"
         for row in inventory["Parents"]:
-            yield f"  {row['Name']}: {row['Level']}, until {row['NotAfter']}, serial {row['Serial']}"
+            yield f"  {row['Parent']}: {row['Level']}, until {row['NotAfter']}"
+            yield f"    {row['Name']}, serial {row['Serial']}"
     if inventory["RevocationLists"]:
         yield "revocation lists"
         for row in inventory["RevocationLists"]:
@@ -40,7 +41,8 @@ def _section(title: str, rows: list[dict[str, Any]]) -> Iterator[str]:
 def _certificate(row: dict[str, Any], indent: str) -> Iterator[str]:
     branch = f"{indent[:-2]}└─ " if indent else ""
     below = " " * len(branch)
-    yield f"{branch}{row['Level']} {row['Name']}"
+    stale = "" if row.get("Current", True) else " (not of the issuer above; replaced at its next use)"
+    yield f"{branch}{row['Level']} {row['Name']}{stale}"
     yield f"{below}  {row['NotBefore']} to {row['NotAfter']}"
     yield f"{below}  sha256 {row['SHA256']}"
     yield f"{below}  serial {row['Serial']}"
