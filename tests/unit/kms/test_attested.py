@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.unit.kms.authority_harness import GOOD, Enclave, make_attester, make_authority, spki
+from tests.unit.kms.server_harness import ROOT_ARN, RunningKms, config, running
 
 from alcove.attestation.attester import Attester
 from alcove.attestation.authority import Authority
-from tests.unit.kms.authority_harness import GOOD, Enclave, make_attester, make_authority, spki
-from tests.unit.kms.server_harness import ROOT_ARN, RunningKms, config, running
 
 OTHER = GOOD | {0: b"\x0b" * 48}
 DEBUG = GOOD | {0: bytes(48), 1: bytes(48), 2: bytes(48)}

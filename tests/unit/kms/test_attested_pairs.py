@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.unit.kms.authority_harness import GOOD, Enclave, make_attester, make_authority, spki
+from tests.unit.kms.server_harness import ROOT_ARN, RunningKms, config, refused, running
 
 from alcove.attestation.attester import Attester
 from alcove.attestation.authority import Authority
-from tests.unit.kms.authority_harness import GOOD, Enclave, make_attester, make_authority, spki
-from tests.unit.kms.server_harness import ROOT_ARN, RunningKms, config, refused, running
 
 OTHER = GOOD | {0: b"\x0b" * 48}
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, config, refused, running
 
 from alcove.kms.specs import SPECS
-from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, config, refused, running
 
 ARN = f"arn:aws:kms:us-east-1:{ACCOUNT}:key"
 PEER = ec.generate_private_key(ec.SECP256R1()).public_key()

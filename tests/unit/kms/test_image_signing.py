@@ -16,11 +16,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.unit.image.conftest import sections
 
 from alcove.image.builder import NewHeader, write_eif
 from alcove.image.describe import describe_eif
 from alcove.image.pcr import pcr_of_certificate
-from tests.unit.image.conftest import sections
 
 BIN = Path(sys.executable).parent
 

@@ -15,11 +15,11 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, mlkem, padding, rsa
+from tests.unit.kms.server_harness import ACCOUNT, RunningKms, config, refused, running
 
 from alcove.kms.material import private_key
 from alcove.kms.specs import MEMBERS, SPECS
 from alcove.kms.sqlite_store import open_store
-from tests.unit.kms.server_harness import ACCOUNT, RunningKms, config, refused, running
 
 HASHES: dict[str, hashes.HashAlgorithm] = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
 PAIRS = [(spec.name, usage) for spec in SPECS.values() for usage in spec.algorithms if spec.pair]

@@ -26,13 +26,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
+from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, client, config, refused, running
 
 from alcove.errors import AlcoveError, MachineError, UsageError
 from alcove.kms.audit import AuditLog, verify_log
 from alcove.kms.server import serve
 from alcove.kms.sqlite_store import open_store
 from alcove.kms.users import add_user, list_users, remove_user
-from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, client, config, refused, running
 
 ADMIN_ACTIONS = ["kms:PutKeyPolicy", "kms:GetKeyPolicy", "kms:DescribeKey", "kms:Encrypt"]
 
