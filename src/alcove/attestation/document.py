@@ -107,7 +107,7 @@ def open_document(data: bytes, *, strict: bool = False) -> tuple[cose.Sign1, Att
     """
     # 1. Bound the input.
     if not 0 < len(data) <= MAX_DOCUMENT:
-        raise AttestationError(f"the document has {len(data)} bytes; 1 to {MAX_DOCUMENT} are allowed", step=1)
+        raise AttestationError(f"the document is empty or has more than {MAX_DOCUMENT} bytes", step=1)
     # 2. One CBOR item: an array of four, bare or in tag 18.
     try:
         parts = cose.sign1_parts(bytes(data))

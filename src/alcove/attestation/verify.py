@@ -12,7 +12,7 @@ Core: a document, roots, a policy and a time in; a `VerifiedAttestation` out, or
  8. Links: each certificate names and is signed by the one before it, from the root to the leaf.
  9. Validity: every certificate, the root included, is valid at the chosen time, both ends included.
 10. Constraints: authorities may sign certificates within their path length, the leaf may only sign data; no critical
-    extension is unknown. There are no revocation lists.
+    extension is unknown. Revocation lists count when the caller brings some.  (`crl.RevocationLists`)
 11. Signature: the leaf's key signed the Sig_structure over the bytes as received. High s is normal and accepted.
 12. Time of the document: inside the leaf's validity, not older than asked, not ahead of the clock.
 13. Policy: the nonce equals the challenge; the policy accepts what the document says (PolicyError).
@@ -23,15 +23,15 @@ time for archived ones. Freshness is another question and may have another clock
 replayed until its leaf expires, and after that too when its own time is the chosen one, so a caller who needs a fresh
 one asks with `max_age` and, better, a nonce.
 
-A failure has one reason: the steps run in the order 1 to 5, 7, 6, 8, 10, 9, 11, 12, 13, and the first that fails is the
-one that is raised.
+A failure has one reason: the steps run in the order 1 to 5, 7, 6, 8, 10, 9, 10 (lists), 11, 12, 13, and the first that
+fails is the one that is raised.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from datetime import datetime, timedelta
 from typing import ClassVar, Final
@@ -45,6 +45,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from alcove.attestation.certificate import Certificate
 from alcove.attestation.chain import ChainCache, check_validity, parse_entry, verified_chain
+from alcove.attestation.crl import RevocationLists
 from alcove.attestation.document import AttestationDocument, open_document
 from alcove.attestation.policy import Policy
 from alcove.codec import cose
@@ -150,6 +151,7 @@ def verify(
     now: datetime | None = None,
     max_skew: timedelta = MAX_SKEW,
     strict: bool = False,
+    crls: RevocationLists | Iterable[bytes] = (),
     cache: ChainCache | None = None,
 ) -> VerifiedAttestation:
     """Verify a document, step by step as the module says.
@@ -164,13 +166,16 @@ def verify(
         now: The clock by which the document's age is judged; None is `at`.
         max_skew: How far ahead of that clock the document may be.
         strict: Allow user_data and nonce no more than 512 bytes, the smaller of the limits that AWS documents.
+        crls: Revocation lists, DER or PEM; `RevocationLists` keeps them parsed for many calls.
         cache: Verified chains to reuse and add to.
 
     Raises:
         AttestationError: The document is not valid; `step` says which step failed.
         PolicyError: The document is genuine and not acceptable.
+        InputError: A revocation list is none, which says nothing about the document.
         ValueError: No roots, an empty nonce, a time without a zone, an age without a clock: a mistake of the caller.
     """
+    lists = crls if isinstance(crls, RevocationLists) else RevocationLists.from_files(*crls)
     clock = at if now is None else now
     _check_call(roots, nonce, (at, now), unlimited=max_age is None or clock is not None)
     # 1. to 5. What the document says.
@@ -182,6 +187,8 @@ def verify(
     # 9. Every certificate is valid at the chosen time.
     for certificate in chain:
         check_validity(certificate, time)
+    # 10. None of them is revoked.
+    lists.check(chain, time)
     # 11. The leaf's key made the signature.
     _check_signature(sign1, chain[-1])
     # 12. The document's own time.

@@ -7,7 +7,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from alcove.cli import attest, output
+from alcove.cli import output
 from alcove.enclave.paths import Paths
 from alcove.errors import UsageError
 
@@ -77,7 +77,8 @@ def add_user(arguments: argparse.Namespace) -> None:
 
 def serve(arguments: argparse.Namespace) -> None:
     """Serve until a signal ends it."""
-    from alcove.enclave.identity import region  # noqa: PLC0415 - other commands do not need the KMS
+    from alcove.cli.attest_inputs import parse_roots  # noqa: PLC0415 - other commands do not need the KMS
+    from alcove.enclave.identity import region  # noqa: PLC0415
     from alcove.kms.server import ServeConfig  # noqa: PLC0415
     from alcove.kms.server import serve as serve_kms  # noqa: PLC0415
 
@@ -89,7 +90,7 @@ def serve(arguments: argparse.Namespace) -> None:
         store=f"sqlite:///{store}",
         root_key=_root_key(store),
         audit=store.with_suffix(".audit.jsonl"),
-        roots=attest.parse_roots(arguments.root),
+        roots=parse_roots(arguments.root),
         host=host.strip("[]"),
         port=int(port),
         tls_cert=arguments.tls_cert,

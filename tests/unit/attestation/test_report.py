@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from tests.unit.attestation.chains import ENCLAVE_ID, World
 
 from alcove.attestation import report
 from alcove.attestation.document import AttestationDocument, parse_document
+from alcove.attestation.verify import Root
 
 
 def test_people_see_who_what_and_when(world: World) -> None:
@@ -18,11 +20,14 @@ def test_people_see_who_what_and_when(world: World) -> None:
     assert lines[1].endswith("2026-03-04T05:06:07.890+00:00")
     assert f"  PCR0     {'01' * 48}  the image" in lines
     assert "  zero     PCR3, PCR5-7, PCR9-15" in lines
-    assert 'user data  "hello" (5 bytes)' in lines
-    assert f"public key {'ff' * 64}… (70 bytes)" in lines
+    assert "user data  text, 5 bytes: hello" in lines
+    at = lines.index("public key bytes, 70 bytes:")
+    assert lines[at + 1 : at + 3] == ["  " + "ff" * 48, "  " + "ff" * 22]
     assert "nonce      empty" in lines
-    assert lines[-5].startswith("  root      aws.nitro-enclaves  2026-03-04 04:06:07Z to 2056-03-04 05:06:07Z")
-    assert lines[-1].startswith(f"          enclave   {ENCLAVE_ID}")
+    assert lines[-6] == f"  sha256:{world.root.hex}"
+    assert lines[-5].startswith("    root      aws.nitro-enclaves  2026-03-04 04:06:07Z to 2056-03-04 05:06:07Z")
+    assert lines[-1].startswith(f"            enclave   {ENCLAVE_ID}")
+    assert "NOT VALID" not in text
     assert "DEBUG" not in text
 
 
@@ -50,3 +55,41 @@ def test_whatever_a_document_holds_can_be_shown() -> None:
     assert "\x1b" not in text
     assert "no certificate of this kind" in text
     assert report.to_json(document)["chain"][1] == {"level": "authority", "error": "not a certificate of this kind"}
+
+
+IMAGE = {0: b"\x01" * 48, 1: b"\x02" * 48, 2: b"\x03" * 48}
+
+
+def test_a_document_is_compared_with_an_image(world: World) -> None:
+    """Each register that measures the image says whether it is this one's; PCR8 of an unsigned image is zero."""
+    document = parse_document(world.document())
+    lines = report.describe(document, IMAGE)
+    assert "image      this one" in lines
+    assert sum(line.endswith("  matches") for line in lines) == 4
+    other = report.describe(document, {**IMAGE, 2: b"\x09" * 48, 8: b"\x08" * 48})
+    assert "image      NOT this one, by PCR2, PCR8" in other
+    assert f"  PCR2     {'03' * 48}  the application  DIFFERS: {'09' * 48}" in other
+    assert report.to_json(document, IMAGE)["image"] == {
+        "matches": True, "PCR0": True, "PCR1": True, "PCR2": True, "PCR8": True,
+    }  # fmt: skip
+    assert "image" not in report.to_json(document)
+
+
+def test_a_debug_document_is_of_no_image(world: World) -> None:
+    """Zero registers match nothing that was measured."""
+    zero = dict.fromkeys((0, 1, 2, 8), bytes(48))
+    document = parse_document(world.document(pcrs={**world.pcrs, **zero}))
+    assert report.compare(document, IMAGE) == {0: False, 1: False, 2: False, 8: True}
+
+
+def test_a_certificate_that_was_not_valid_is_marked(world: World) -> None:
+    """A reader of an unchecked document sees what the verifier would say."""
+    document = dataclasses.replace(parse_document(world.document()), timestamp_ms=1)
+    assert sum("NOT VALID" in line for line in report.describe(document)) == 5
+
+
+def test_awss_root_is_named(aws: Path) -> None:
+    """The published fingerprint is known."""
+    document = parse_document((aws / "aws-2024-08-07.cbor").read_bytes())
+    assert f"  sha256:{Root.AWS.hex} (AWS)" in report.describe(document)
+    assert report.to_json(document)["root"] == Root.AWS.hex
