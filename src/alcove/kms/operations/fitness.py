@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from alcove.kms import blob, oaep, specs
 from alcove.kms.call import Call, Tools
-from alcove.kms.errors import KmsError, validation
+from alcove.kms.errors import KmsError, unsupported, validation
 from alcove.kms.operations.deliver import arn
 from alcove.kms.signatures import RAW, check_message
 from alcove.kms.specs import SYMMETRIC
@@ -76,6 +76,8 @@ def pair_spec(tools: Tools, call: Call) -> None:
 def signing(tools: Tools, call: Call) -> None:
     """Sign and Verify: usage, algorithm, and a message that fits its type."""
     params = call.params
+    if (call.the_key.spec, params["SigningAlgorithm"]) == ("ECC_NIST_EDWARDS25519", "ED25519_PH_SHA_512"):
+        raise unsupported("ED25519_PH_SHA_512 is not served")  # §28: the library has no Ed25519ph
     _check(tools, call, specs.SIGN, params["SigningAlgorithm"])
     check_message(params["SigningAlgorithm"], params.get("MessageType", RAW), params["Message"])
 
