@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from rich.console import Console
@@ -22,8 +22,9 @@ class Watcher(Protocol):
     def say(self, line: str) -> None:
         """Take a line that stays."""
 
-    def on_bytes(self, stage: str, done: int, total: int | None) -> None:
-        """Take how far a stage is; the total is None while it is unknown."""
+    @property
+    def on_bytes(self) -> Callable[[str, int, int | None], None] | None:
+        """Takes how far a stage is, total unknown or not; None when nobody looks, for counting has its price."""
 
 
 class Lines:
@@ -33,8 +34,7 @@ class Lines:
         """Print the line."""
         output.say(line)
 
-    def on_bytes(self, stage: str, done: int, total: int | None) -> None:
-        """Say nothing."""
+    on_bytes = None
 
 
 class Live:

@@ -95,9 +95,7 @@ class BuildRequest:
             )
 
 
-def build_enclave(
-    request: BuildRequest, progress: Progress, on_bytes: OnBytes = lambda _stage, _done, _total: None
-) -> Measurements:
+def build_enclave(request: BuildRequest, progress: Progress, on_bytes: OnBytes | None = None) -> Measurements:
     """Build an enclave image by the recipe above.
 
     Args:
@@ -131,7 +129,11 @@ def build_enclave(
 
 
 def _assemble(
-    request: BuildRequest, image: oci.OciImage, metadata: ImageMetadata, work: Path, tell: tuple[Progress, OnBytes]
+    request: BuildRequest,
+    image: oci.OciImage,
+    metadata: ImageMetadata,
+    work: Path,
+    tell: tuple[Progress, OnBytes | None],
 ) -> Measurements:
     """Steps 3 and 4, for a container image in a layout."""
     progress, on_bytes = tell
@@ -140,14 +142,16 @@ def _assemble(
     add_init_layer(flattened.root)
     blobs, files, root = request.blobs, process.files(), flattened.root
     boot = list(boot_entries(blobs.read_init(), blobs.read_modules()))
-    size = cpio.archive_size(application_entries(root, files, flattened.read))
     application = cpio.archive(application_entries(root, files, flattened.read))
+    if on_bytes is not None:  # foretelling the size takes a walk through the tree
+        size = cpio.archive_size(application_entries(root, files, flattened.read))
+        application = _counted(application, "writing the image", size, on_bytes)
     sections = (
         NewSection(SectionType.KERNEL, file_chunks(blobs.kernel)),
         NewSection(SectionType.CMDLINE, (blobs.cmdline.strip().encode(),)),
         NewSection(SectionType.METADATA, (metadata.pack(),)),
         NewSection(SectionType.RAMDISK, cpio.archive(boot)),
-        NewSection(SectionType.RAMDISK, _counted(application, "writing the image", size, on_bytes)),
+        NewSection(SectionType.RAMDISK, application),
     )
     signer = request.signer
     header = NewHeader(flags=ARCHITECTURES.index(request.arch))
