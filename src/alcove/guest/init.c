@@ -6,7 +6,7 @@
  *   - modules under /modules are loaded in name order, as distribution kernels have virtio and vsock as modules;
  *   - the heartbeat's connect is tried for a few seconds, as the vsock device may appear a moment after its driver;
  *   - the loopback interface is brought up;
- *   - the application's exit status is printed;
+ *   - the application's exit status is printed, and reported to the parent on the heartbeat's port (see report);
  *   - with a file /oci (see read_oci) the application starts as a container's does: working directory, user and groups
  *     of the image, searched on the image's PATH;
  *   - a failure prints one line and restarts the machine at once instead of waiting for a panic's time-out.
@@ -32,6 +32,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -40,6 +41,7 @@
 #define HEARTBEAT_BYTE 0xB7
 #define CONNECT_TRIES 50 /* times 100 ms: five seconds, also enough under emulation */
 #define CONNECT_PAUSE_US 100000
+#define REPORT_SIZE 256 /* bytes, as the parent reads them */
 #define MAX_FILE (1024 * 1024) /* /cmd and /env: no exec could pass more */
 #define MAX_ID 2147483647 /* what container runtimes accept */
 #define DEFAULT_PATH "/sbin:/usr/sbin:/bin:/usr/bin"
@@ -55,6 +57,7 @@ struct oci {
     gid_t *groups;
 };
 
+static int reporting; /* since the heartbeat: before it, the parent would take a report for one */
 static char *default_cmd[] = {"sh", NULL};
 static char *default_env[] = {"PATH=" DEFAULT_PATH, NULL};
 
@@ -76,9 +79,50 @@ static void restart(void)
     _exit(1);
 }
 
+static int connect_parent(void)
+{
+    struct sockaddr_vm parent = {.svm_family = AF_VSOCK, .svm_cid = PARENT_CID, .svm_port = HEARTBEAT_PORT};
+    int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0 && connect(fd, (struct sockaddr *)&parent, sizeof(parent)) < 0) {
+        int why = errno;
+        close(fd);
+        errno = why;
+        fd = -1;
+    }
+    return fd;
+}
+
+/*
+ * Tell the parent how this ends, in one line. It closes the connection when it has read it; AWS's refuses the
+ * connection, and then nobody wants to know.
+ */
+static void report(const char *format, ...)
+{
+    char line[REPORT_SIZE];
+    struct timeval patience = {.tv_sec = 1};
+    va_list args;
+    if (!reporting)
+        return;
+    va_start(args, format);
+    int length = vsnprintf(line, sizeof(line) - 1, format, args);
+    va_end(args);
+    if (length > (int)sizeof(line) - 2)
+        length = sizeof(line) - 2;
+    line[length++] = '\n';
+    int fd = connect_parent();
+    if (fd < 0)
+        return;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    if (write(fd, line, (size_t)length) == length)
+        (void)!read(fd, line, 1);
+    close(fd);
+}
+
 static void die(const char *what)
 {
-    say("init failed: %s: %s", what, errno ? strerror(errno) : "unexpected answer");
+    const char *why = errno ? strerror(errno) : "unexpected answer";
+    say("init failed: %s: %s", what, why);
+    report("init %s: %s", what, why);
     restart();
 }
 
@@ -158,27 +202,15 @@ static void load_modules(void)
     load_module("/nsm.ko");
 }
 
-static int connect_parent(void)
-{
-    struct sockaddr_vm parent = {.svm_family = AF_VSOCK, .svm_cid = PARENT_CID, .svm_port = HEARTBEAT_PORT};
-    for (int i = 0; i < CONNECT_TRIES; i++) {
-        int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        if (fd >= 0 && connect(fd, (struct sockaddr *)&parent, sizeof(parent)) == 0)
-            return fd;
-        int why = errno;
-        if (fd >= 0)
-            close(fd);
-        usleep(CONNECT_PAUSE_US);
-        errno = why;
-    }
-    return -1;
-}
-
 /* 5. Tell the parent that the enclave is up, and hear that it was told. */
 static void heartbeat(void)
 {
     unsigned char byte = HEARTBEAT_BYTE;
     int fd = connect_parent();
+    for (int i = 1; fd < 0 && i < CONNECT_TRIES; i++) {
+        usleep(CONNECT_PAUSE_US);
+        fd = connect_parent();
+    }
     if (fd < 0)
         die("heartbeat: connect to the parent (CID 3, port 9000)");
     errno = 0;
@@ -189,6 +221,7 @@ static void heartbeat(void)
     if (read(fd, &byte, 1) != 1 || byte != HEARTBEAT_BYTE)
         die("heartbeat: read");
     close(fd);
+    reporting = 1;
 }
 
 static char *read_file(const char *path)
@@ -425,8 +458,33 @@ static int reap_until(pid_t application)
         if (pid < 0 && errno != EINTR)
             die("wait");
         if (pid == application)
-            return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+            return status;
     }
+}
+
+static int memory_ran_out(void)
+{
+    FILE *list = fopen("/proc/vmstat", "r");
+    char line[128];
+    int count = 0;
+    while (list && fgets(line, sizeof(line), list))
+        if (sscanf(line, "oom_kill %d", &count) == 1)
+            break;
+    if (list)
+        fclose(list);
+    return count > 0;
+}
+
+static void report_end(int status)
+{
+    if (WIFEXITED(status)) {
+        say("application exited with status %d", WEXITSTATUS(status));
+        report("exit %d", WEXITSTATUS(status));
+        return;
+    }
+    int number = WTERMSIG(status);
+    say("application was ended by signal %d", number);
+    report("%s %d", number == SIGKILL && memory_ran_out() ? "oom" : "signal", number);
 }
 
 int main(void)
@@ -450,7 +508,6 @@ int main(void)
     mount_all();
     mount_cgroups();
     loopback_up();
-    int status = reap_until(launch(cmd, env, oci, &mask));
-    say("application exited with status %d", status);
+    report_end(reap_until(launch(cmd, env, oci, &mask)));
     restart();
 }

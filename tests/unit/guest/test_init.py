@@ -21,8 +21,8 @@ SOURCE = ROOT / "src/alcove/guest/init.c"
 # What the pinned compiler makes of init.c. Whoever changes the source, the flags or the compiler changes PCR1 of every
 # image built from then on, and writes the new digests here.
 EXPECTED = {
-    "x86_64": "5303e04385399786b727f656770611e2eaa59c95263e41b5cbe3419b2ee2aaa7",
-    "aarch64": "f6f5e61c439630dd5a9ebf9dc0ba53960d9193153d11ad897a4f929e1a5825af",
+    "x86_64": "5a324bc7f0212d7fdf8fd8c6c097c0f32c7d632266cf5503c17ec45a386b19e6",
+    "aarch64": "0dc8dcbd6765b99c1203b0a10096f0151f7596d1b8116a280d971d041b278292",
 }
 MACHINES = {"x86_64": 62, "aarch64": 183}  # e_machine, elf.h
 _ELF = struct.Struct("<4sBBB9xHHI QQQ IHHHHHH")  # Elf64_Ehdr: magic class data version type machine …
