@@ -1,4 +1,4 @@
-.PHONY: setup demo test check
+.PHONY: setup demo test check bench
 .NOTPARALLEL:
 
 setup:
@@ -13,3 +13,6 @@ test:
 
 check:
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/pytest -q -m "not vm"
+
+bench:
+	@status=0; for name in describe_eif build_enclave; do .venv/bin/python -m benchmarks.$$name || status=1; done; exit $$status

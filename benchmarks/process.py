@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 _INTERVAL = 0.01  # seconds between samples
 
@@ -58,7 +59,6 @@ def run(argv: Sequence[str], *, environment: Mapping[str, str] | None = None, sa
         FailedError: When it exits with a status other than 0; with the last line it printed on standard error.
     """
     start = time.perf_counter()
-    # Its own pipes are read by threads of communicate(), so the program never waits for us.
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -68,10 +68,12 @@ def run(argv: Sequence[str], *, environment: Mapping[str, str] | None = None, sa
     )
     sampler = Sampler([process.pid]) if sample else None
     streams: dict[str, bytes] = {}
-    readers = [
-        threading.Thread(target=lambda name=name, pipe=pipe: streams.__setitem__(name, pipe.read()))  # type: ignore[misc]
-        for name, pipe in (("out", process.stdout), ("err", process.stderr))
-    ]
+
+    def read(name: str, pipe: IO[bytes] | None) -> None:
+        streams[name] = pipe.read() if pipe else b""
+
+    pipes = {"out": process.stdout, "err": process.stderr}
+    readers = [threading.Thread(target=read, args=item) for item in pipes.items()]
     try:
         for reader in readers:
             reader.start()
@@ -87,7 +89,7 @@ def run(argv: Sequence[str], *, environment: Mapping[str, str] | None = None, sa
             process.wait()
         for reader in readers:
             reader.join()
-        for pipe in (process.stdout, process.stderr):
+        for pipe in pipes.values():
             if pipe:
                 pipe.close()
     if process.returncode:
