@@ -18,6 +18,11 @@ Handler = Callable[[argparse.Namespace], int | None]
 
 def alcove() -> NoReturn:
     """The program ``alcove``: every command of nitro-cli, and Alcove's own."""
+    _run(alcove_parser())
+
+
+def alcove_parser() -> argparse.ArgumentParser:
+    """The command line of ``alcove``."""
     parser = argparse.ArgumentParser(
         prog="alcove", description="enclaves on any Linux machine, with AWS Nitro's formats"
     )
@@ -25,7 +30,7 @@ def alcove() -> NoReturn:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     attest.add_commands(commands)
     try:
-        from alcove.cli import native, nitro, watch  # noqa: PLC0415 - see below
+        from alcove.cli import completion, native, nitro, watch  # noqa: PLC0415 - see below
     except ImportError as missing:
         # The package alone verifies documents on any system; the rest takes Linux and the packages of `alcove[host]`.
         parser.usage = f"%(prog)s attest …\n\nall else takes Linux and `pip install 'alcove[host]'` ({missing})"
@@ -33,27 +38,39 @@ def alcove() -> NoReturn:
         native.add_commands(commands)
         nitro.add_commands(commands)
         watch.add_commands(commands)
-    _run(parser)
+        programs = {"alcove": alcove_parser, "nitro-cli": nitro_parser, "vsock-proxy": proxy_parser}
+        completion.add_commands(commands, programs)
+    return parser
 
 
 def nitro_cli() -> NoReturn:
     """The program ``nitro-cli``."""
+    _run(nitro_parser())
+
+
+def nitro_parser() -> argparse.ArgumentParser:
+    """The command line of ``nitro-cli``."""
     from alcove.cli import nitro  # noqa: PLC0415 - it needs Linux
 
     parser = argparse.ArgumentParser(prog="nitro-cli", description="CLI for enclave lifetime management")
     parser.add_argument("-V", "--version", action="version", version=f"Nitro CLI {nitro.NITRO_CLI_VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     nitro.add_commands(commands)
-    _run(parser)
+    return parser
 
 
 def vsock_proxy() -> NoReturn:
     """The program ``vsock-proxy``."""
+    _run(proxy_parser())
+
+
+def proxy_parser() -> argparse.ArgumentParser:
+    """The command line of ``vsock-proxy``."""
     from alcove.cli import proxy  # noqa: PLC0415 - it needs Linux
 
     parser = argparse.ArgumentParser(prog="vsock-proxy", description="let enclaves reach one host and port")
     proxy.add_arguments(parser)
-    _run(parser)
+    return parser
 
 
 def _terminated(*_: object) -> NoReturn:
