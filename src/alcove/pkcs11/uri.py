@@ -27,7 +27,7 @@ _PATH: Final = (
 )  # fmt: skip
 _QUERY: Final = ("module-path", "module-name", "pin-source")
 _TYPES: Final = frozenset({"public", "private", "cert", "secret-key", "data"})  # RFC 7512 §2.3
-_COMMON: Final = r"A-Za-z0-9._~:\[\]@!$'()*+,=%-"  # unreserved, pk11-res-avail and the escape
+_COMMON: Final = r"A-Za-z0-9\-._~:\[\]@!$'()*+,=%"  # unreserved, pk11-res-avail and the escape
 _PATH_VALUE: Final = re.compile(rf"[{_COMMON}&]*")
 _QUERY_VALUE: Final = re.compile(rf"[{_COMMON}/?|]*")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")

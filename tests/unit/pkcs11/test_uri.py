@@ -26,6 +26,15 @@ def test_every_attribute_is_read() -> None:
     )  # fmt: skip
 
 
+def test_the_rfcs_own_characters_need_no_escape() -> None:
+    """Unreserved and pk11-res-avail (RFC 7512 §2.3); an ampersand in the path, a slash and a question mark behind it."""
+    free = "-._~:[]@!$'()*+,="
+    assert Pkcs11Uri.parse(f"pkcs11:token={free}&").token == f"{free}&"
+    assert Pkcs11Uri.parse(f"pkcs11:?module-path=/{free}/?|").module_path == f"/{free}/?|"
+    with pytest.raises(UsageError):
+        Pkcs11Uri.parse("pkcs11:token=a/b")
+
+
 def test_nothing_is_a_uri_too() -> None:
     """`pkcs11:` names any key of any token."""
     assert Pkcs11Uri.parse("pkcs11:") == Pkcs11Uri()
