@@ -27,7 +27,7 @@ def test_every_attribute_is_read() -> None:
 
 
 def test_the_rfcs_own_characters_need_no_escape() -> None:
-    """Unreserved and pk11-res-avail (RFC 7512 §2.3); an ampersand in the path, a slash and a question mark behind it."""
+    """Unreserved and pk11-res-avail (RFC 7512 §2.3); "&" in the path, "/" and "?" behind it."""
     free = "-._~:[]@!$'()*+,="
     assert Pkcs11Uri.parse(f"pkcs11:token={free}&").token == f"{free}&"
     assert Pkcs11Uri.parse(f"pkcs11:?module-path=/{free}/?|").module_path == f"/{free}/?|"
