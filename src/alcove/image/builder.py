@@ -36,6 +36,7 @@ from alcove.image.measure import Measurer, crc32, crc32_joined
 from alcove.types import Digest384
 
 _CHUNK: Final = 1 << 20
+_WRITE_BACK: Final = 64 << 20  # bytes that are given to the disk at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ class _Body:
         self.crc = 0
         self.offsets: list[int] = []
         self.sizes: list[int] = []
+        self._given = 0  # to the disk: bytes from the start of the file
         file.write(bytes(HEADER_SIZE))
 
     def add(self, section: NewSection) -> None:
@@ -172,6 +174,7 @@ class _Body:
                 self._file.write(chunk)
                 data_crc = crc32(chunk, data_crc)
                 size += len(chunk)
+                self._write_back(start + size)
                 yield feeds, chunk
 
         hash_pieces(pieces())
@@ -182,6 +185,16 @@ class _Body:
         self.crc = crc32_joined(crc32(head, self.crc), data_crc, size)
         self.offsets.append(start)
         self.sizes.append(size)
+
+    def _write_back(self, position: int) -> None:
+        """Let the disk take what was written long ago, so that little is left for fsync to wait for.
+
+        Linux starts to write dirty pages when they are said to be of no more use (mm/fadvise.c), and keeps them till
+        then. An early fsync would do too, but take the error that the last one must see.
+        """
+        if position - self._given >= _WRITE_BACK:
+            os.posix_fadvise(self._file.fileno(), self._given, position - self._given, os.POSIX_FADV_DONTNEED)
+            self._given = position
 
 
 def file_chunks(path: Path) -> Iterator[bytes]:

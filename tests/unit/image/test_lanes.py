@@ -6,14 +6,18 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alcove.image import lanes
+from alcove.image import builder, lanes
+from alcove.image.builder import NewHeader, NewSection, write_eif
+from alcove.image.format import SectionType
 from alcove.image.lanes import PIECE, WINDOW, Piece, buffers, gathered, hash_pieces
 from alcove.image.measure import Feed, Feeds
+from alcove.image.reader import measure_eif, read_eif
 
 CORES = pytest.mark.parametrize("cores", [{0}, {0, 1}], ids=["one-core", "two-cores"])
 CHUNKS = st.lists(st.binary(max_size=60), max_size=60)
@@ -198,3 +202,19 @@ def test_pieces_that_go_into_no_hash_are_fetched_all_the_same() -> None:
 def test_the_window_is_small() -> None:
     """The bound on memory that the benchmarks rely on."""
     assert lanes.PIECE * lanes.WINDOW <= 16 << 20
+
+
+def test_giving_to_the_disk_early_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written back on the way, and then patched in the end, is the same file."""
+    ramdisk = [bytes([n]) * 300_000 for n in range(20)]
+    sections = [NewSection(SectionType.KERNEL, (b"k",)), NewSection(SectionType.CMDLINE, (b"c",))]
+    sections += [NewSection(SectionType.METADATA, (b"{}",)), NewSection(SectionType.RAMDISK, ramdisk)]
+    write_eif(tmp_path / "late", NewHeader(0), sections)
+    monkeypatch.setattr(builder, "_WRITE_BACK", 1 << 20)
+    measured = write_eif(tmp_path / "early", NewHeader(0), sections).measurements()
+    assert (tmp_path / "early").read_bytes() == (tmp_path / "late").read_bytes()
+    with (tmp_path / "early").open("rb") as file:
+        eif = read_eif(file)
+        measurer, crc = measure_eif(file, eif)
+    assert measurer.measurements() == measured
+    assert crc == eif.header.eif_crc32
