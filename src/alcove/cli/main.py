@@ -31,7 +31,7 @@ def alcove_parser() -> argparse.ArgumentParser:
     attest.add_commands(commands)
     try:
         from alcove.cli import completion, native, nitro, watch  # noqa: PLC0415 - see below
-    except ImportError as missing:
+    except (ImportError, AttributeError) as missing:
         # The package alone verifies documents on any system; the rest takes Linux and the packages of `alcove[host]`.
         parser.usage = f"%(prog)s attest …\n\nall else takes Linux and `pip install 'alcove[host]'` ({missing})"
     else:
