@@ -324,7 +324,9 @@ def test_every_way_to_differ_from_docker_is_a_warning(place: Place, layout: Call
         (["--metadata", "MISSING"], 19, "[ E19 ] "),
         (["--metadata", "LIST"], 48, "[ E48 ] "),
         (["--metadata", "LONG"], 48, "[ E48 ] "),
-        (["--signing-certificate", "LIST"], 1, "nitro-cli: error: "),
+        (["--signing-certificate", "LIST"], 2, "usage: "),
+        (["--private-key", "LIST"], 2, "usage: "),
+        (["--blobs", "BINARY"], 48, "[ E48 ] "),
         (["--signing-certificate", "LIST", "--private-key", "MISSING"], None, "[ E"),
         (["--output-file", "MISSING/app.eif"], 19, "[ E19 ] "),
         (["--docker-dir", "MISSING"], 49, "[ E49 ] "),
@@ -340,7 +342,10 @@ def test_bad_input_gets_one_line_and_awss_status(
     listed.write_text("[]")
     long.write_text(json.dumps({"x": "y" * 4096}))
     empty.mkdir()
-    names = {"LIST": listed, "LONG": long, "EMPTY": empty, "MISSING": place.directory / "missing"}
+    binary = place.directory / "binary"
+    shutil.copytree(place.blobs, binary)
+    (binary / "cmdline").write_bytes(b"\xff")
+    names = {"BINARY": binary, "LIST": listed, "LONG": long, "EMPTY": empty, "MISSING": place.directory / "missing"}
     given = [str(names[f]) if f in names else f.replace("MISSING", str(names["MISSING"])) for f in flags]
     done = place.run("app:v1", *given)
     lines = [line for line in done.stderr.splitlines() if line.startswith(("[ E", "nitro-cli: error", "usage: "))]

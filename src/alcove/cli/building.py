@@ -41,13 +41,15 @@ def add_commands(commands: Commands) -> None:
         help="run ENTRYPOINT and CMD in WORKDIR as USER, as Docker does; PCR0 and PCR2 are then not nitro-cli's",
     )
     own.add_argument("--explain", action="store_true", help="say what was measured into which PCR, on standard error")
-    parser.set_defaults(program=parser.prog.partition(" ")[0])
+    parser.set_defaults(parser=parser)
 
 
 def build_enclave(arguments: argparse.Namespace) -> None:
     """``build-enclave``."""
     from alcove.cli.image_build import build  # noqa: PLC0415 - only this command needs the image room
 
+    if (arguments.signing_certificate is None) != (arguments.private_key is None):
+        arguments.parser.error("--signing-certificate and --private-key need each other")
     output.result({"Measurements": build(arguments).to_json()})
 
 

@@ -35,7 +35,7 @@ _ALIASES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 def build(arguments: argparse.Namespace) -> Measurements:
     """Build the image that the flags ask for."""
     arch = arguments.arch or host_architecture()
-    tool, tool_version = BUILD_TOOLS.get(arguments.program, ("alcove", __version__))
+    tool, tool_version = BUILD_TOOLS.get(arguments.parser.prog.partition(" ")[0], ("alcove", __version__))
     with interruptible_once(), watcher() as watch:
         request = BuildRequest(
             docker_uri=arguments.docker_uri,
@@ -81,8 +81,6 @@ def _path(text: str | None) -> Path | None:
 
 def _signer(arguments: argparse.Namespace) -> Signer | None:
     certificate, key = arguments.signing_certificate, arguments.private_key
-    if (certificate is None) != (key is None):
-        raise UsageError("--signing-certificate and --private-key need each other")
     return None if certificate is None else load_signer(Path(certificate), key)
 
 

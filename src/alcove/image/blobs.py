@@ -59,7 +59,7 @@ class Blobs:
         return cls(
             kernel=kernel,
             kernel_config=config if config.is_file() else None,
-            cmdline=(directory / "cmdline").read_text().strip(),
+            cmdline=_text(directory / "cmdline"),
             init=directory / "init",
             modules=(("nsm.ko", module),) if module.is_file() else (),
         )
@@ -110,6 +110,13 @@ def _decompressed(path: Path) -> bytes:
     if not decompressor.eof:
         raise ImageFormatError(f"{path.name} is cut off, or more than {MAX_MODULE} bytes", field="module", code="E48")
     return module
+
+
+def _text(path: Path) -> str:
+    try:
+        return _read(path).decode().strip()
+    except UnicodeDecodeError:
+        raise ImageFormatError("the kernel command line is not text", field="cmdline", code="E48") from None
 
 
 def _read(path: Path) -> bytes:

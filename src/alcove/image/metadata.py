@@ -18,7 +18,7 @@ from alcove.errors import ImageFormatError, UsageError
 MAX_CUSTOM: Final = 4096  # eif.md §4: bytes of a --metadata file
 MAX_DEPTH: Final = 64  # ours: levels of JSON
 UNKNOWN: Final = "Unknown"
-_RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+_RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _TRANSPORT: Final = re.compile(r"(docker-daemon|docker-archive|oci-archive|oci|dir|containers-storage):|docker://")
 
 
@@ -54,7 +54,11 @@ class ImageMetadata:
     custom: Mapping[str, Any] | None
 
     def pack(self) -> bytes:
-        """The section's data."""
+        """The section's data.
+
+        Raises:
+            ImageFormatError: When a value could not be read back: half a character, no number, nested too deep.
+        """
         fields = {
             "ImageName": self.name,
             "ImageVersion": self.version,
@@ -62,7 +66,12 @@ class ImageMetadata:
             "DockerInfo": self.docker_info,
             "CustomMetadata": None if self.custom is None else dict(self.custom),
         }
-        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+        try:
+            data = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            raise ImageFormatError("holds what JSON cannot: half a character, or no number", field="metadata") from None
+        parse_json(data)
+        return data
 
     def describe(self) -> dict[str, Any]:
         """The `Metadata` object of describe-eif: build, container and custom keys in one level (eif.md §4)."""

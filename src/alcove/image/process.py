@@ -174,17 +174,21 @@ def lines(values: Sequence[str], what: str) -> bytes:
     """A file of init's (eif.md §7.5): a value a line.
 
     Raises:
-        ImageFormatError: E48 for a value with a line feed or NUL, which init could not read back.
+        ImageFormatError: E48 for a value with a line feed, NUL or half a character, which init could not read back.
     """
     for value in values:
-        if "\n" in value or "\0" in value:
+        if "\n" in value or "\0" in value or _half_a_character(value):
             raise ImageFormatError(
-                f"{value!r} has a line feed or NUL",
+                f"{value!r} has a line feed, NUL or half a character",
                 field=what,
                 hint="put the script into a file of the image",
                 code="E48",
             )
-    return b"".join(value.encode("utf-8", "surrogateescape") + b"\n" for value in values)
+    return b"".join(value.encode() + b"\n" for value in values)
+
+
+def _half_a_character(value: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _file_text(root: Node, path: str, read: Read) -> str:
@@ -194,7 +198,7 @@ def _file_text(root: Node, path: str, read: Read) -> str:
         return ""
     if node.data.size > MAX_ACCOUNTS:
         raise ImageFormatError(f"more than {MAX_ACCOUNTS} bytes", field=path, code="E48")
-    return b"".join(read(node.data)).decode("utf-8", "surrogateescape")
+    return b"".join(read(node.data)).decode("utf-8", "replace")
 
 
 def _exists(root: Node, path: str) -> bool:
@@ -205,7 +209,7 @@ def _exists(root: Node, path: str) -> bool:
 def follow(root: Node, path: str) -> Node | None:
     """The node at a path, through symbolic links, none of which leads out of the tree."""
     stack, links = [root], 0
-    todo = path.encode("utf-8", "surrogateescape").split(b"/")[::-1]
+    todo = path.encode("utf-8", "replace").split(b"/")[::-1]
     while todo:
         part = todo.pop()
         if part in {b"", b"."}:

@@ -73,7 +73,7 @@ def test_an_image_without_a_command_is_refused(config: dict[str, object]) -> Non
     assert caught.value.code == "E48"
 
 
-@pytest.mark.parametrize("value", ["a\nb", "a\0b"])
+@pytest.mark.parametrize("value", ["a\nb", "a\0b", "high\ud800", "low\udc80"])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_what_a_line_cannot_hold_is_refused(value: str, place: int) -> None:
     """A file has a line for each value; init could not read it back."""
