@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gzip
+import hashlib
+import io
 import json
 import os
 import sys
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +21,6 @@ from benchmarks import harness, process
 from benchmarks.harness import Case, Report, Result, at_least, at_most, measure, ratios, table
 from benchmarks.images import write_layout, write_tiny_files
 from benchmarks.process import Cost, FailedError, run, tree_memory
-
-from alcove.image.sources import oci
-from alcove.image.sources.tree import walk
 
 
 def result(*times: float, size: int = 0) -> Result:
@@ -125,22 +126,44 @@ def test_memory_of_a_process_that_is_gone_is_nothing() -> None:
     assert process.tree_memory([]) == 0
 
 
+def layers_of(layout: Path) -> Iterator[tuple[bytes, str]]:
+    """Each layer as a plain tar, and its diff_id; the digests of all blobs are checked."""
+    blobs = layout / "blobs" / "sha256"
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in blobs.iterdir())
+
+    def blob(descriptor: dict[str, str]) -> bytes:
+        return (blobs / descriptor["digest"].removeprefix("sha256:")).read_bytes()
+
+    manifest = json.loads(blob(json.loads((layout / "index.json").read_text())["manifests"][0]))
+    diff_ids = json.loads(blob(manifest["config"]))["rootfs"]["diff_ids"]
+    for descriptor, diff_id in zip(manifest["layers"], diff_ids, strict=True):
+        data = blob(descriptor)
+        yield gzip.decompress(data) if descriptor["mediaType"].endswith("gzip") else data, diff_id
+
+
+def files_of(data: bytes) -> list[tarfile.TarInfo]:
+    """The members of a tar."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        return archive.getmembers()
+
+
 @pytest.mark.parametrize("options", [{}, {"gzip": True}, {"gzip": True, "text": True}])
 def test_a_layout_is_sound_and_as_large_as_asked(tmp_path: Path, options: dict[str, bool]) -> None:
     """Its digests are right, its files add up to its size, and it is the same each time."""
     size = 3 << 20
     count = write_layout(tmp_path / "one", size, **options)
     write_layout(tmp_path / "two", size, **options)
-    image, again = (oci.load_layout(tmp_path / name) for name in ("one", "two"))
-    assert (image.digest, image.diff_ids) == (again.digest, again.diff_ids)
-    flattened = oci.flatten(image, tmp_path)
-    files = [node for _, node in walk(flattened.root) if not node.is_dir]
-    assert len(files) == count
-    assert sum(node.data.size for node in files if node.data) == pytest.approx(size, abs=8)
+    assert (tmp_path / "one" / "index.json").read_bytes() == (tmp_path / "two" / "index.json").read_bytes()
+    layers = list(layers_of(tmp_path / "one"))
+    for data, diff_id in layers:
+        assert f"sha256:{hashlib.sha256(data).hexdigest()}" == diff_id
+    members = [member for data, _ in layers for member in files_of(data)]
+    assert len({member.name for member in members}) == len(members) == count
+    assert sum(member.size for member in members) == pytest.approx(size, abs=8)
 
 
 def test_a_layout_of_empty_files_has_them(tmp_path: Path) -> None:
     """As many names as asked for."""
     write_tiny_files(tmp_path / "layout", 250)
-    flattened = oci.flatten(oci.load_layout(tmp_path / "layout"), tmp_path)
-    assert sum(not node.is_dir for _, node in walk(flattened.root)) == 250
+    ((data, _),) = layers_of(tmp_path / "layout")
+    assert [member.size for member in files_of(data)] == [0] * 250
