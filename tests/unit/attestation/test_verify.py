@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.attestation.chains import ENCLAVE_ID, NOW, World, make_world
 
+from alcove.attestation.document import parse_document
 from alcove.attestation.policy import GenuineOnly, NoDebugMode, Policy, UnsafeAcceptDebugMode
 from alcove.attestation.verify import ChainCache, Root, VerifiedAttestation, verify
 from alcove.codec import cbor, cose
 from alcove.errors import AttestationError, PolicyError
 
 P384_ORDER = int("ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973", 16)
-UNPROTECTED_AT = 6  # offset of the empty unprotected header in every document
 
 
 def check(
@@ -63,12 +63,14 @@ def test_real_documents_verify_at_their_own_time(aws: Path, name: str, policy: P
 def test_real_documents_are_refused_now_and_below_another_root(
     aws: Path, world: World, name: str, policy: Policy
 ) -> None:
-    """They expired, and a root of our own does not vouch for them."""
+    """They expired, a day later and all the more now, and a root of our own does not vouch for them."""
     data = (aws / f"{name}.cbor").read_bytes()
     assert step(world, data, policy=policy, at=None) == 7
-    with pytest.raises(AttestationError, match="expired") as caught:
-        verify(data, roots=[Root.AWS], policy=policy, at=NOW)
-    assert caught.value.step == 9
+    made = parse_document(data).timestamp
+    for at in (made + timedelta(days=1), NOW, datetime.now(UTC)):
+        with pytest.raises(AttestationError, match="expired") as caught:
+            verify(data, roots=[Root.AWS], policy=policy, at=at)
+        assert caught.value.step == 9
 
 
 def test_a_real_debug_document_is_refused_unless_debug_is_accepted_by_name(aws: Path) -> None:
@@ -77,20 +79,6 @@ def test_a_real_debug_document_is_refused_unless_debug_is_accepted_by_name(aws: 
     with pytest.raises(PolicyError, match="debug mode"):
         verify(data, roots=[Root.AWS], policy=NoDebugMode(), at=None)
     verify(data, roots=[Root.AWS], policy=GenuineOnly(), at=None)
-
-
-@pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
-def test_every_changed_byte_of_a_real_document_is_found(aws: Path, mask: int) -> None:
-    """Each byte but the unprotected header is under a signature, or under the structure that holds the signature."""
-    data = (aws / "aws-2024-08-07.cbor").read_bytes()
-    cache = ChainCache()
-    for index in range(0, len(data), 7 if mask != 0x01 else 1):
-        if index == UNPROTECTED_AT:
-            continue
-        changed = data[:index] + bytes((data[index] ^ mask,)) + data[index + 1 :]
-        with pytest.raises(AttestationError):
-            verify(changed, roots=[Root.AWS], policy=GenuineOnly(), at=None, cache=cache)
-    assert len(cache) <= 2
 
 
 def test_our_own_documents_verify(world: World) -> None:
