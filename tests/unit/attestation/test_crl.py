@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.attestation.chains import INSTANCE_ID, NOW, REGION, World, make_world, rebuilt, tlv
 
 from alcove.attestation import pki, revocation
 from alcove.attestation.authority import Authority, Level
 from alcove.attestation.certificate import Certificate, parse_certificate
 from alcove.attestation.crl import MAX_FILE, MAX_LISTS, RevocationLists
 from alcove.errors import AttestationError, InputError, MachineError, UsageError
-from tests.unit.attestation.chains import INSTANCE_ID, NOW, REGION, World, make_world, rebuilt, tlv
 
 DAY = timedelta(days=1)
 

@@ -1,0 +1,285 @@
+"""``alcove ca`` as a person runs it: a root, its chain, a fleet, another root, revocation."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from tests.unit.pkcs11.softhsm import PIN, make_softhsm
+
+ALCOVE = Path(sys.executable).parent / "alcove"
+PASSPHRASE = "correct horse battery staple"
+LEAKY = ("ALCOVE_", "SOFTHSM2_", "NITRO_CLI_", "AWS_")
+
+
+class Machine:
+    """A state directory and the commands run in it."""
+
+    def __init__(self, directory: Path, **environment: str) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(LEAKY)}
+        self.environment = kept | {"ALCOVE_STATE": str(directory / "state")} | environment
+
+    @property
+    def ca(self) -> Path:
+        """The authority's directory."""
+        return self.directory / "state" / "ca"
+
+    def run(self, *arguments: object, given: str = "") -> subprocess.CompletedProcess[str]:
+        """Run `alcove ca`, without a terminal; there is never a traceback."""
+        done = subprocess.run(
+            [ALCOVE, "ca", *map(str, arguments)], cwd=self.directory, env=self.environment, input=given,
+            capture_output=True, text=True, check=False, start_new_session=True, timeout=120,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr
+        return done
+
+    def out(self, *arguments: object, given: str = "") -> str:
+        """Run what must succeed and return what it printed."""
+        done = self.run(*arguments, given=given)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def fails(self, *arguments: object, given: str = "") -> str:
+        """Run what must fail with one line, and a hint perhaps."""
+        done = self.run(*arguments, given=given)
+        assert done.returncode != 0
+        assert len(done.stderr.splitlines()) <= 2, done.stderr
+        return done.stderr
+
+    def shown(self) -> dict[str, object]:
+        """What `ca show --json` says."""
+        shown: dict[str, object] = json.loads(self.out("show", "--json"))
+        return shown
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "m")
+
+
+def test_a_root_is_made_shown_and_exported(machine: Machine) -> None:
+    """Fingerprint on standard output, a tree for people, the same facts as JSON, PEM for verifiers."""
+    assert "no root" in machine.fails("show")
+    assert "no root" in machine.fails("export")
+    fingerprint = machine.out("init").strip()
+    assert "already" in machine.fails("init")
+    machine.out("rotate")
+    text = machine.out("show")
+    assert f"sha256 {fingerprint}" in text
+    assert [line.split()[-2] for line in text.splitlines() if "aws.nitro-enclaves" in line] == [
+        "root", "regional", "zonal", "instance",
+    ]  # fmt: skip
+    shown = machine.shown()
+    assert shown["Root"]["SHA256"] == fingerprint  # type: ignore[index]
+    assert shown["Notices"] == []
+    pem = machine.out("export")
+    assert pem == (machine.ca / "root.pem").read_text()
+    assert "PRIVATE" not in pem
+    machine.out("export", "--output", "root.pem")
+    assert (machine.directory / "root.pem").read_text() == pem
+    assert "--output" in machine.fails("export", "--all")
+    machine.out("crl")
+    machine.out("export", "--all", "--output", "everything")
+    files = {path.relative_to(machine.directory / "everything") for path in machine.directory.rglob("everything/*/*")}
+    assert Path("roots") / f"{fingerprint}.pem" in files
+    assert len(files) == 5
+    assert not any(b"PRIVATE" in path.read_bytes() for path in machine.directory.rglob("everything/*/*"))
+
+
+def test_the_passphrase_is_never_an_argument(machine: Machine) -> None:
+    """A file or the environment; without a terminal one line that says so; no flag takes it."""
+    (machine.directory / "pass").write_text(PASSPHRASE + "\n")
+    assert "--passphrase-file" in machine.fails("init", "--protect")
+    assert not (machine.ca / "root.pem").exists()
+    machine.out("init", "--key-file", "root-key.pem", "--passphrase-file", "pass")
+    assert "exists already" in Machine(machine.directory, ALCOVE_STATE=str(machine.directory / "other")).fails(
+        "init", "--key-file", "root-key.pem", "--passphrase-file", "pass"
+    )
+    assert "--passphrase-file" in machine.fails("rotate")
+    (machine.directory / "wrong").write_text("something else\n")
+    assert "passphrase is wrong" in machine.fails("rotate", "--passphrase-file", "wrong")
+    assert not (machine.ca / "us-east-1").exists()
+    machine.out("rotate", "--passphrase-file", "pass")
+    Machine(machine.directory, ALCOVE_CA_PASSPHRASE=PASSPHRASE).out("rotate")
+    machine.out("rotate", "--level", "zonal")
+    assert machine.shown()["Root"]["Key"]["Kind"] == "passphrase-protected file"  # type: ignore[index]
+
+
+def test_the_passphrase_is_asked_for_on_a_terminal(machine: Machine) -> None:
+    """Twice for a new key, once to use it, and not echoed; two that differ make no root."""
+    status, said = on_terminal(machine, ["init", "--protect"], [PASSPHRASE, PASSPHRASE + "x"])
+    assert status != 0
+    assert "differ" in said
+    assert not (machine.ca / "root.pem").exists()
+    status, said = on_terminal(machine, ["init", "--protect"], [PASSPHRASE, PASSPHRASE])
+    assert status == 0, said
+    assert PASSPHRASE not in said
+    status, said = on_terminal(machine, ["rotate"], [PASSPHRASE])
+    assert status == 0, said
+    assert (machine.ca / "us-east-1" / "regional.pem").exists()
+
+
+def on_terminal(machine: Machine, arguments: list[str], answers: list[str]) -> tuple[int, str]:
+    """Run `alcove ca` on a terminal, typing each answer after a prompt."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(machine.directory)
+        os.execve(ALCOVE, [str(ALCOVE), "ca", *arguments], machine.environment)  # noqa: S606
+    said, waiting, until = b"", list(answers), time.monotonic() + 60
+    while time.monotonic() < until:
+        if not select.select([terminal], [], [], 0.5)[0]:
+            continue
+        try:
+            chunk = os.read(terminal, 4096)
+        except OSError:  # the other end has gone
+            break
+        if not chunk:
+            break
+        said += chunk
+        if waiting and chunk.rstrip(b" ").endswith(b":"):
+            os.write(terminal, waiting.pop(0).encode() + b"\n")
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.decode()
+
+
+def test_a_fleet_is_enrolled_by_three_commands(machine: Machine, tmp_path: Path) -> None:
+    """Request, answer, install, through pipes; then both have one root, and a document of either needs only that."""
+    machine.out("init")
+    root = machine.shown()["Root"]["SHA256"]  # type: ignore[index]
+    parent = Machine(tmp_path / "p", AWS_REGION="eu-west-1")
+    request = parent.out("request")
+    answer = machine.out("issue-parent", "web-1", "--csr", "-", given=request)
+    assert parent.out("install", "-", given=answer).strip() == root
+    parent.out("rotate", "--level", "zonal")
+    assert "not on this machine" in parent.fails("rotate")
+    assert "has not asked" in parent.fails("install", "-", given=answer)
+    assert [row["Parent"] for row in machine.shown()["Parents"]] == ["web-1"]  # type: ignore[attr-defined]
+    assert "web-1: regional" in machine.out("show")
+    for given in ("", "rubbish", answer):
+        assert "request" in machine.fails("issue-parent", "web-2", "--csr", "-", given=given)
+    assert "cannot read" in machine.fails("issue-parent", "web-2", "--csr", "absent")
+    own = Machine(tmp_path / "own")
+    own.out("init")
+    answer = machine.out("issue-parent", "web-3", "--level", "instance", "--csr", "-", given=own.out("request"))
+    assert "--replace-root" in own.fails("install", "-", given=answer)
+    assert own.out("install", "--replace-root", "-", given=answer).strip() == root
+
+
+def test_a_root_is_changed_without_a_gap(machine: Machine) -> None:
+    """Made, given out, changed to, and the former one forgotten; nothing is signed by two at once."""
+    old = machine.out("init").strip()
+    machine.out("rotate")
+    assert "--root` makes one" in machine.fails("rotate", "--switch")
+    new = machine.out("rotate", "--root").strip()
+    machine.out("export", "--all", "--output", "out")
+    assert {path.stem for path in (machine.directory / "out" / "roots").iterdir()} == {old, new}
+    assert machine.shown()["Root"]["SHA256"] == old  # type: ignore[index]
+    machine.out("rotate", "--switch")
+    shown = machine.shown()
+    assert shown["Root"]["SHA256"] == new  # type: ignore[index]
+    assert all(row["Current"] for row in shown["Chains"][0]["Certificates"])  # type: ignore[index]
+    assert [row["SHA256"] for row in shown["FormerRoots"]] == [old]  # type: ignore[attr-defined]
+    machine.out("forget", old[:16])
+    assert machine.shown()["FormerRoots"] == []
+    assert "names no former root" in machine.fails("forget", old)
+
+
+def test_a_better_kept_root_is_not_followed_by_a_worse_kept_one(machine: Machine) -> None:
+    """Where the old key has a passphrase, the new one's place must be said; the change needs its passphrase."""
+    (machine.directory / "pass").write_text(PASSPHRASE)
+    machine.out("init", "--protect", "--passphrase-file", "pass")
+    assert "--protect" in machine.fails("rotate", "--root")
+    machine.out("rotate", "--root", "--protect", "--passphrase-file", "pass")
+    old = machine.shown()["Root"]["SHA256"]  # type: ignore[index]
+    (machine.directory / "wrong").write_text("something else")
+    assert "passphrase is wrong" in machine.fails("rotate", "--switch", "--passphrase-file", "wrong")
+    assert machine.shown()["Root"]["SHA256"] == old  # type: ignore[index]
+    machine.out("rotate", "--switch", "--passphrase-file", "pass")
+    machine.out("rotate", "--passphrase-file", "pass")
+
+
+def test_what_is_revoked_is_on_the_list(machine: Machine, tmp_path: Path) -> None:
+    """By name, by serial number and by file; the lists are printed, or written as files."""
+    machine.out("init")
+    machine.out("rotate")
+    parent = Machine(tmp_path / "p")
+    machine.out("issue-parent", "web-1", "--csr", "-", given=parent.out("request"))
+    serial = machine.shown()["Parents"][0]["Serial"]  # type: ignore[index]
+    path = machine.out("revoke", "web-1", "--reason", "key-compromise").strip()
+    zonal = machine.shown()["Chains"][0]["Certificates"][1]["Serial"]  # type: ignore[index]
+    machine.out("revoke", zonal)
+    machine.out("revoke", machine.ca / "us-east-1" / "regional.pem", "--days", "2")
+    lists = machine.shown()["RevocationLists"]
+    revoked = {serial for entry in lists for serial in entry["Revoked"]}  # type: ignore[attr-defined]
+    assert {serial, zonal} < revoked
+    assert len(revoked) == 3
+    text = subprocess.run(
+        ["openssl", "crl", "-noout", "-text", "-in", path], capture_output=True, text=True, check=True
+    )
+    assert serial.upper() in text.stdout
+    assert "Key Compromise" in text.stdout
+    assert machine.out("crl").count("BEGIN X509 CRL") == 2
+    machine.out("crl", "--output", "lists")
+    assert len(list((machine.directory / "lists").glob("*.crl"))) == 2
+    for arguments in (("revoke", "0" * 16), ("revoke", "absent"), ("crl", "--days", "0"), ("revoke", "x", "--days=-1")):
+        machine.fails(*arguments)
+
+
+def test_a_root_on_a_token_is_needed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token signs the regional certificate; then it is removed, and the parent renews what is below by itself."""
+    hsm = make_softhsm(tmp_path / "softhsm", monkeypatch)
+    hsm.generate(ec.SECP384R1(), "root")
+    with_token = Machine(tmp_path / "m", **hsm.environment)
+    with_token.out("init", "--pkcs11", "pkcs11:token=hsm;object=root")
+    with_token.out("rotate")
+    shown = with_token.out("show")
+    assert "key    PKCS#11 token: pkcs11:token=hsm;object=root" in shown
+    (hsm.directory / "conf").unlink()
+    without = Machine(tmp_path / "m")
+    first = without.shown()["Chains"]
+    without.out("rotate", "--level", "zonal")
+    second = without.shown()["Chains"]
+    assert first[0]["Certificates"][0] == second[0]["Certificates"][0]  # type: ignore[index]
+    assert first[0]["Certificates"][1] != second[0]["Certificates"][1]  # type: ignore[index]
+    assert PIN not in without.fails("rotate")
+    assert PIN not in "".join(path.read_text() for path in without.ca.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--years", "0"), "--years"),
+        (("--years", "31"), "--years"),
+        (("--country", "de"), "country"),
+        (("--organization", "x" * 65), "64"),
+        (("--unit", "a\nb"), "control"),
+        (("--passphrase-file", "pass"), "--key-file"),
+        (("--pkcs11", "pkcs11:token=a;object=b?pin-value=1234"), "PIN"),
+        (("--pkcs11", "nonsense"), "pkcs11:"),
+    ],
+)
+def test_what_cannot_be_makes_no_root(machine: Machine, arguments: tuple[str, ...], why: str) -> None:
+    """One line about the flag, and nothing on disk but the lock."""
+    (machine.directory / "pass").write_text(PASSPHRASE)
+    assert why in machine.fails("init", *arguments)
+    assert not machine.ca.exists() or [path.name for path in machine.ca.iterdir()] == [".lock"]
+
+
+def test_names_of_ones_own(machine: Machine) -> None:
+    """Organization, country and unit are in every certificate, and the life is what was said."""
+    machine.out("init", "--organization", "Example", "--country", "DE", "--unit", "Lab", "--years", "5")
+    machine.out("rotate")
+    shown = machine.shown()
+    rows = [shown["Root"], *shown["Chains"][0]["Certificates"]]  # type: ignore[index]
+    assert all("O=Example" in row["Subject"] and "C=DE" in row["Subject"] for row in rows)
+    assert int(rows[0]["NotAfter"][:4]) == int(rows[0]["NotBefore"][:4]) + 5
