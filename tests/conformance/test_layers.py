@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import stat
 from pathlib import Path
 
 import pytest
-from tests.conformance.corpus import check_fault, vectors
+from tests.conformance.corpus import check_fault, layout, vectors
 from vectors.vectorfile import Vector
 
 from alcove.errors import ImageFormatError
 from alcove.image.sources import oci
 from alcove.image.sources.tree import walk
-
-
-def layout(directory: Path, layers: list[bytes]) -> Path:
-    """An OCI layout of these layers."""
-    blobs = directory / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-
-    def blob(data: bytes) -> dict[str, object]:
-        digest = hashlib.sha256(data).hexdigest()
-        (blobs / digest).write_bytes(data)
-        return {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": f"sha256:{digest}", "size": len(data)}
-
-    parts = [blob(layer) for layer in layers]
-    config = {"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": [part["digest"] for part in parts]}}
-    manifest = {"schemaVersion": 2, "config": blob(json.dumps(config).encode()), "layers": parts}
-    index = {"schemaVersion": 2, "manifests": [blob(json.dumps(manifest).encode())]}
-    (directory / "index.json").write_text(json.dumps(index))
-    (directory / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-    return directory
 
 
 def flattened(vector: Vector, directory: Path) -> oci.Flattened:
