@@ -66,7 +66,9 @@ class Builder:
         for path in (self.home, *self.home.rglob("*")):
             os.chown(path, self.uid, self.uid)
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.home), "TMPDIR": str(self.home)}
-        environment |= {} if epoch is None else {"SOURCE_DATE_EPOCH": str(epoch)}
+        environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
+        if epoch is not None:
+            environment["SOURCE_DATE_EPOCH"] = str(epoch)
         output = self.home / "app.eif"
         arguments = [sys.executable, Path(__file__).with_name("build_as.py"), self.uid, context, blobs, output, NAME]
         done = subprocess.run(
