@@ -9,7 +9,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alcove.codec import cpio
@@ -48,6 +48,7 @@ def patched(data: bytes, offset: int, value: bytes) -> bytes:
 ONE = b"".join(cpio.archive([cpio.file(b"init", b"hello", 0o755)]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(NAMES, st.binary(max_size=40), NUMBERS, NUMBERS, NUMBERS)), st.integers(1, 600))
 def test_what_was_written_is_read(members: list[tuple[bytes, bytes, int, int, int]], chunk: int) -> None:
     """Every field and every byte of data comes back, in whatever chunks the archive arrives."""
@@ -93,6 +94,7 @@ def test_archives_may_follow_each_other() -> None:
     assert [type(event) for event in events] == [Member, Data, Trailer, Member, Data]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400) | st.tuples(st.integers(0, len(ONE) - 1), st.binary(min_size=1, max_size=30)))
 def test_bytes_of_any_kind_give_events_or_one_error(thing: bytes | tuple[int, bytes]) -> None:
     """Noise, or an archive with noise in it: members, or ImageFormatError with field and offset, and nothing else."""

@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.image.archives import APPLICATION, BOOT, archive, write
 
@@ -75,6 +75,7 @@ def test_what_the_kernel_would_not_unpack_is_refused(ramdisk: bytes, message: st
         list(items([ramdisk]))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300) | st.binary(max_size=100).map(lambda noise: b"\x1f\x8b\x08" + noise))
 def test_bytes_of_any_kind_are_members_or_one_error(data: bytes) -> None:
     """Nothing but ImageFormatError comes out, and where a ramdisk ends, it ended well."""
@@ -134,6 +135,7 @@ def test_names_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
     assert any(line.endswith(r"rootfs/\x1b[2J\n\xff\\") for line in text)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=20), st.binary(max_size=20))
 def test_two_names_never_look_the_same(a: bytes, b: bytes) -> None:
     """What is shown determines the bytes."""

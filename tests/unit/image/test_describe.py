@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import io
 import json
@@ -17,7 +18,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.image.archives import METADATA, write
 from tests.unit.image.conftest import _make_pem
@@ -96,6 +97,7 @@ def test_a_sound_image_is_described_without_a_word() -> None:
     assert description.json["CheckCRC"] is True
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_flipped_bit_in_a_measured_section_is_named(data: st.DataObject) -> None:
     """One bit anywhere in kernel, command line or ramdisks turns both checks false, and a line says which and why."""
@@ -114,6 +116,7 @@ def test_a_flipped_bit_in_a_measured_section_is_named(data: st.DataObject) -> No
         verify_image(io.BytesIO(patched(SIGNED, at, bytes([SIGNED[at] ^ 1]))), Expected(), NOW)
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(SIGNED) - 1), st.integers(0, 7))
 def test_a_flipped_bit_anywhere_is_told_or_refused(at: int, bit: int) -> None:
     """In header, metadata or signature too: an error, or a check that is false with its reason."""
@@ -253,6 +256,7 @@ def test_a_certificate_outside_of_its_time_is_told_beside_the_check(year: int, w
     assert caught.value.step == 7
 
 
+@settings(deadline=None, max_examples=30)  # each writes an image
 @given(st.binary(min_size=1, max_size=8), st.integers(0, 900))
 def test_a_hostile_certificate_is_no_more_than_a_false_check(noise: bytes, at: int) -> None:
     """Bytes changed inside of the certificate's DER: a description comes, whatever the parser thinks of it."""
@@ -266,8 +270,6 @@ def test_a_hostile_certificate_is_no_more_than_a_false_check(noise: bytes, at: i
 
 
 def x509_pem(der: bytes) -> bytes:
-    import base64  # noqa: PLC0415
-
     return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
 
 

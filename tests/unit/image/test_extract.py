@@ -11,7 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.image.archives import APPLICATION, BOOT, METADATA, archive, write
 
@@ -192,6 +192,7 @@ NAMES = st.lists(st.sampled_from([b"rootfs", b"a", b"b", b"..", b".", b""]), min
 MODES = st.sampled_from([stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFSOCK])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(NAMES.filter(bool), MODES, st.binary(max_size=3)), max_size=6))
 def test_no_archive_leads_out(members: list[tuple[bytes, int, bytes]]) -> None:
     """Whatever the members, the tar holds no absolute name and no `..`, and nothing below a symlink."""
