@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 BUSYBOX = next((path for path in (Path("/usr/bin/busybox"), Path("/bin/busybox")) if path.exists()), None)
-NAME = f"alcove-reproducible-{os.getpid()}"
+NAME = "reproducible"
 DOCKERFILE = """\
 FROM scratch
 COPY --chmod=755 busybox /bin/busybox
@@ -66,6 +66,7 @@ class Builder:
         for path in (self.home, *self.home.rglob("*")):
             os.chown(path, self.uid, self.uid)
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.home), "TMPDIR": str(self.home)}
+        environment["CONTAINERS_STORAGE_CONF"] = str(self._storage())
         environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
         if epoch is not None:
             environment["SOURCE_DATE_EPOCH"] = str(epoch)
@@ -78,6 +79,12 @@ class Builder:
         assert done.returncode == 0, done.stderr
         measured: dict[str, str] = json.loads(done.stdout)
         return output.read_bytes(), measured
+
+    def _storage(self) -> Path:
+        """A store of the builder's own: nothing is left in the machine's, and nothing found there."""
+        path = self.home / "storage.conf"
+        path.write_text(f'[storage]\ndriver = "vfs"\ngraphroot = "{self.home}/store"\nrunroot = "{self.home}/run"\n')
+        return path
 
     def _context(self) -> Path:
         context = self.home / self.context
@@ -108,7 +115,6 @@ def homes() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="alcove-homes-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
-    subprocess.run(["buildah", "--storage-driver", "vfs", "rmi", NAME], capture_output=True, check=False)
 
 
 @pytest.fixture(params=["one user", "two users"])
