@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,11 +40,11 @@ from alcove.image.metadata import (
 from alcove.image.process import Process, differences, nitro_process, oci_process
 from alcove.image.ramdisk import add_init_layer, application_entries, boot_entries
 from alcove.image.signing import Signer
-from alcove.image.sources import oci
+from alcove.image.sources.container import ARCHITECTURES as PLATFORMS
+from alcove.image.sources.container import ContainerImage, Flattened, OnBytes, silent
 from alcove.image.sources.fetch import ContainerSource, Progress, process_environment, with_tag
+from alcove.image.sources.limits import Limits
 from alcove.types import Measurements
-
-OnBytes = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,14 +111,12 @@ def build_enclave(request: BuildRequest, progress: Progress, on_bytes: OnBytes |
     _check_files(request)
     progress("Start building the Enclave Image...")
     with tempfile.TemporaryDirectory(prefix="alcove-build-", dir=request.work_dir, ignore_cleanup_errors=True) as work:
-        layout = Path(work) / "image"
-        source = ContainerSource(request.arch, request.environment, progress)
-        if request.docker_dir is not None:
-            source.build(with_tag(request.docker_uri), request.docker_dir, layout)
-        else:
-            layout = source.fetch(request.docker_uri, layout)
+        source = ContainerSource(request.arch, request.environment, progress, on_bytes or silent)
         try:
-            image = oci.load_layout(layout)
+            if request.docker_dir is not None:
+                image = source.build(with_tag(request.docker_uri), request.docker_dir, Path(work))
+            else:
+                image = source.fetch(request.docker_uri, Path(work))
             _check_architecture(request, image)
             metadata = _metadata(request, image, build_time, custom)
             measurements = _assemble(request, image, metadata, Path(work), (progress, on_bytes))
@@ -130,14 +128,15 @@ def build_enclave(request: BuildRequest, progress: Progress, on_bytes: OnBytes |
 
 def _assemble(
     request: BuildRequest,
-    image: oci.OciImage,
+    image: ContainerImage,
     metadata: ImageMetadata,
     work: Path,
     tell: tuple[Progress, OnBytes | None],
 ) -> Measurements:
     """Steps 3 and 4, for a container image in a layout."""
     progress, on_bytes = tell
-    flattened = oci.flatten(image, work)
+    limits = Limits.from_environment(request.environment, request.max_layer)
+    flattened = image.flatten(work, limits, on_bytes or silent)
     process = _process(request, image, flattened, progress)
     add_init_layer(flattened.root)
     blobs, files, root = request.blobs, process.files(), flattened.root
@@ -159,7 +158,7 @@ def _assemble(
     return measurer.measurements(signer.certificate_der if signer else None)
 
 
-def _process(request: BuildRequest, image: oci.OciImage, flattened: oci.Flattened, progress: Progress) -> Process:
+def _process(request: BuildRequest, image: ContainerImage, flattened: Flattened, progress: Progress) -> Process:
     if request.oci_entrypoint:
         progress("note: --oci-entrypoint adds the file `oci` to the image: PCR0 and PCR2 are not those of nitro-cli")
         return oci_process(image.settings, flattened.root, flattened.read)
@@ -201,21 +200,19 @@ def _check_files(request: BuildRequest) -> None:
             raise InputError(f"cannot read `{path}`", hint="run `alcove setup`", code="E52")
 
 
-def _check_architecture(request: BuildRequest, image: oci.OciImage) -> None:
+def _check_architecture(request: BuildRequest, image: ContainerImage) -> None:
     found = str(image.config.get("architecture"))
-    if oci.ARCHITECTURES.get(found) != request.arch:
+    if PLATFORMS.get(found) != request.arch:
         raise ImageFormatError(
             f"the container image is for {found}, the enclave for {request.arch}",
             field="architecture",
-            hint=f"pass --arch {oci.ARCHITECTURES[found]}"
-            if found in oci.ARCHITECTURES
-            else "amd64 or arm64 is needed",
+            hint=f"pass --arch {PLATFORMS[found]}" if found in PLATFORMS else "amd64 or arm64 is needed",
             code="E48",
         )
 
 
 def _metadata(
-    request: BuildRequest, image: oci.OciImage, build_time: str, custom: dict[str, Any] | None
+    request: BuildRequest, image: ContainerImage, build_time: str, custom: dict[str, Any] | None
 ) -> ImageMetadata:
     config = request.blobs.kernel_config
     text = b"".join(file_chunks(config)).decode("utf-8", "replace") if config else ""
@@ -236,7 +233,7 @@ def _metadata(
     )
 
 
-def docker_info(uri: str, image: oci.OciImage) -> dict[str, Any]:
+def docker_info(uri: str, image: ContainerImage) -> dict[str, Any]:
     """The DockerInfo object: what `docker inspect` says of an image, as far as the image itself tells it."""
     config = image.config
     return {

@@ -23,7 +23,8 @@ from alcove.image.build import BuildRequest, build_enclave
 from alcove.image.describe import describe_eif
 from alcove.image.metadata import default_image_name, kernel_identity, parse_custom, parse_metadata
 from alcove.image.signing import Signer
-from alcove.image.sources.fetch import failure_reason, with_tag
+from alcove.image.sources.programs import failure_reason
+from alcove.image.sources.references import with_tag
 
 MakeLayout = Callable[..., Path]
 EXAMPLE = Path(__file__).parents[3] / "examples" / "hello"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
-import json
 import os
 import tarfile
 import threading
@@ -16,7 +14,10 @@ import pytest
 
 from alcove.errors import ImageFormatError
 from alcove.image.sources import oci
+from alcove.image.sources.container import silent
 from alcove.image.sources.fetch import ContainerSource
+from alcove.image.sources.layers import plain_layers
+from alcove.image.sources.limits import Limits
 from alcove.image.sources.tree import walk
 
 MakeLayout = Callable[..., Path]
@@ -32,7 +33,7 @@ def layer(name: str, data: bytes) -> bytes:
 
 
 def break_blob(image: oci.OciImage, number: int) -> None:
-    path = image.layers[number][1]
+    path = image.layers[number].path
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
@@ -56,7 +57,7 @@ def test_a_broken_layer_ends_the_work_on_all(make_layout: MakeLayout, tmp_path: 
     before = set(threading.enumerate())
     image = oci.load_layout(make_layout(*(layer(f"file-{n}", bytes([n]) * 500_000) for n in range(6))))
     break_blob(image, broken)
-    with pytest.raises(ImageFormatError, match=f"the content of {image.layers[broken][0]}"):
+    with pytest.raises(ImageFormatError, match=f"the content of {image.layers[broken].digest}"):
         oci.flatten(image, tmp_path)
     assert set(threading.enumerate()) == before
 
@@ -66,7 +67,7 @@ def test_the_lowest_broken_layer_is_the_one_that_is_told(make_layout: MakeLayout
     image = oci.load_layout(make_layout(layer("a", bytes(3_000_000)), layer("b", b"b")))
     break_blob(image, 0)
     break_blob(image, 1)
-    with pytest.raises(ImageFormatError, match=image.layers[0][0]):
+    with pytest.raises(ImageFormatError, match=image.layers[0].digest):
         oci.flatten(image, tmp_path)
 
 
@@ -74,7 +75,7 @@ def test_nobody_works_on_for_who_gave_up(make_layout: MakeLayout, tmp_path: Path
     """Ctrl-C between two layers stops those that are on their way."""
     before = set(threading.enumerate())
     image = oci.load_layout(make_layout(*(layer(f"file-{n}", bytes(9_000_000)) for n in range(6))))
-    spools = oci._spools(image, tmp_path)
+    spools = plain_layers(image.layers, tmp_path, Limits(), silent)
     next(spools)
     with pytest.raises(KeyboardInterrupt):
         spools.throw(KeyboardInterrupt())
@@ -82,34 +83,19 @@ def test_nobody_works_on_for_who_gave_up(make_layout: MakeLayout, tmp_path: Path
 
 
 def test_a_local_layout_is_not_copied(make_layout: MakeLayout, tmp_path: Path) -> None:
-    """The one image of an `oci:` directory is read where it is: no program is needed, and no room."""
+    """The image of an `oci:` directory is read where it is: no program is needed, and no room."""
     layout = make_layout(layer("a", b"a"))
     source = ContainerSource("x86_64", {"PATH": "/nonexistent"}, print)
-    assert source.fetch(f"oci:{layout}", tmp_path / "copy") == layout
-    assert not (tmp_path / "copy").exists()
-
-
-@pytest.mark.parametrize("what", ["two images", "an index of platforms"])
-def test_a_layout_to_choose_from_is_not_read_in_place(make_layout: MakeLayout, what: str) -> None:
-    """Which of several images is meant is not guessed."""
-    layout = make_layout(layer("a", b"a"))
-    index = json.loads((layout / "index.json").read_text())
-    assert oci.holds_one_image(layout)
-    if what == "two images":
-        index["manifests"] *= 2
-    else:
-        blob = json.dumps(index).encode()
-        digest = hashlib.sha256(blob).hexdigest()
-        (layout / "blobs" / "sha256" / digest).write_bytes(blob)
-        index["manifests"] = [{"digest": f"sha256:{digest}", "size": len(blob)}]
-    (layout / "index.json").write_text(json.dumps(index))
-    assert not oci.holds_one_image(layout)
+    image = source.fetch(f"oci:{layout}", tmp_path / "work")
+    assert isinstance(image, oci.OciImage)
+    assert image.layers[0].path.is_relative_to(layout)
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_layer_that_is_a_pipe_is_missing(make_layout: MakeLayout, tmp_path: Path) -> None:
     """A layout in which a blob is no file does not make the build wait for ever."""
     image = oci.load_layout(make_layout(layer("a", b"a")))
-    path = image.layers[0][1]
+    path = image.layers[0].path
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(ImageFormatError, match="is missing"):

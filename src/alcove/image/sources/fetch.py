@@ -1,7 +1,11 @@
-"""Brings a container image into an OCI layout: skopeo copies it, buildah builds it. No daemon.
+"""Finds a container image, or builds it: skopeo copies, buildah builds, and no daemon is needed.
 
-    uri with a transport    oci:, oci-archive:, docker-archive:, docker-daemon:, containers-storage:, docker://
-    any other uri           1. the Docker daemon, where there is one  2. buildah's local store  3. the registry
+    oci:DIRECTORY[:TAG]    read where it is
+    dir:ROOTFS             a root file system, read where it is (`directory`)
+    any other transport    docker-archive:, oci-archive:, docker-daemon:, containers-storage:, docker://: skopeo copies
+    a reference            1. the Docker daemon, where there is one  2. buildah's and podman's storage  3. its registry
+
+A registry on this machine may do without TLS, as Docker allows.
 
 Builds are reproducible: buildah gives every file of a layer the time SOURCE_DATE_EPOCH (0 when it is not set), so the
 same context gives the same layers, and the same measurements, on any day.
@@ -10,24 +14,39 @@ same context gives the same layers, and the same measurements, on any day.
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from alcove.errors import AlcoveError, MachineError, UsageError
-from alcove.image.sources.oci import holds_one_image
+from alcove.errors import ImageFormatError, InputError, MachineError, UsageError
+from alcove.image.sources import directory, oci, references
+from alcove.image.sources.container import ARCHITECTURES, PLATFORMS, ContainerImage, OnBytes, silent
+from alcove.image.sources.credentials import auth_file
+from alcove.image.sources.programs import ProgramError, run
+from alcove.image.sources.references import with_tag
+
+__all__ = ["ContainerSource", "Progress", "process_environment", "with_tag"]
 
 Progress = Callable[[str], None]
 
-PLATFORMS: Final = {"x86_64": "amd64", "aarch64": "arm64"}
-_TRANSPORT: Final = re.compile(r"docker://|(docker-daemon|docker-archive|oci|oci-archive|dir|containers-storage):")
-_LOG_MESSAGE: Final = re.compile(r'level=\w+ msg="((?:[^"\\]|\\.)*)"')
-_DOCKER_SOCKET: Final = Path("/var/run/docker.sock")
+STAGE: Final = "copying the image"
+HINTS: Final = {
+    "E49": "the lines above are buildah's; the Dockerfile must build with `buildah bud --isolation chroot`",
+    "E50": "check the name; a local image is oci:DIRECTORY, docker-archive:FILE or dir:ROOTFS",
+}
+_SOCKETS: Final = ("/var/run/docker.sock", "$XDG_RUNTIME_DIR/docker.sock")  # the second is rootless Docker's
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an image may be, for people, and what copies it from there."""
+
+    name: str
+    copy: Callable[[], None]
+    local: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,156 +55,220 @@ class ContainerSource:
 
     Attributes:
         architecture: `x86_64` or `aarch64`: which image of a multi-platform one is meant.
-        environment: The environment to run programs in, and to read DOCKER_HOST, DOCKER_CONFIG, STORAGE_DRIVER and
-            SOURCE_DATE_EPOCH from.
+        environment: The environment to run programs in, and to read DOCKER_HOST, DOCKER_CONFIG, REGISTRY_AUTH_FILE,
+            STORAGE_DRIVER and SOURCE_DATE_EPOCH from.
         progress: Gets each line that tells what happens.
+        on_bytes: Gets how much of an image has been copied.
     """
 
     architecture: str
     environment: Mapping[str, str]
     progress: Progress
+    on_bytes: OnBytes = field(default=silent)
 
-    def build(self, uri: str, directory: Path, layout: Path) -> None:
-        """Build the Dockerfile in `directory`, name the image `uri`, and put it into the OCI layout `layout`.
+    def build(self, uri: str, context: Path, work: Path) -> ContainerImage:
+        """Build the Dockerfile in a directory, and name the image `uri` in buildah's storage.
+
+        Args:
+            uri: The name.
+            context: The directory.
+            work: For temporary files, which must stay as long as the image is used.
 
         Raises:
             AlcoveError: E49 when the build fails.
         """
-        if not directory.is_dir():
+        if not context.is_dir():
             raise UsageError(
-                f"`{directory}` is not a directory", hint="give the directory with the Dockerfile", code="E49"
+                f"`{context}` is not a directory", hint="give the directory with the Dockerfile", code="E49"
             )
         epoch = self.environment.get("SOURCE_DATE_EPOCH") or "0"
         if not epoch.isascii() or not epoch.isdigit():
             raise UsageError(f"SOURCE_DATE_EPOCH is {epoch!r}", hint="give it in seconds since 1970", code="E49")
-        identity = layout.with_suffix(".iid")
+        identity, layout = work / "image.iid", work / "image"
         argv = [*self._buildah("bud"), "--isolation", "chroot", "--timestamp", epoch, "--pull=false"]
         # The history has digests that depend on who builds; the label has buildah's version. Both would reach the id.
         argv += ["--omit-history", "--identity-label=false"]
         argv += ["--os", "linux", "--arch", PLATFORMS[self.architecture], "--iidfile", str(identity), "--tag", uri]
-        self._run([*argv, "--", str(directory)], "E49")
-        self._run([*self._buildah("push"), "--quiet", "--", identity.read_text().strip(), f"oci:{layout}:image"], "E49")
+        self._build_step([*argv, "--", str(context)], work)
+        argv = [*self._buildah("push"), "--quiet", "--disable-compression", "--"]
+        self._build_step([*argv, identity.read_text().strip(), f"oci:{layout}:image"], work)
+        return oci.load_layout(layout)
 
-    def fetch(self, uri: str, layout: Path) -> Path:
-        """Copy the image `uri` into the OCI layout `layout`.
+    def fetch(self, uri: str, work: Path) -> ContainerImage:
+        """Find the image `uri`.
 
-        Returns:
-            Where the image is: `layout`, or the directory of an `oci:` uri that can be read where it is.
+        Args:
+            uri: A reference, or a place in one of the spellings above.
+            work: For temporary files, which must stay as long as the image is used.
 
         Raises:
-            AlcoveError: E50 when it is nowhere, with the reason of the place that was tried last.
+            AlcoveError: E50 when it is nowhere, with each place that was asked and its reason; E48 or E35 when it is
+                there and malformed.
         """
-        if (place := _readable_in_place(uri)) is not None:
-            return place
-        if _TRANSPORT.match(uri):
-            self._copy(uri, layout)
-            return layout
-        name = with_tag(uri)
-        local = self._from_daemon(name, layout) or self._from_store(name, layout)
-        if local:
-            self.progress("Using the locally available Docker image...")
-        else:
-            self._copy(f"docker://{name}", layout)
-        return layout
+        transport = references.transport(uri)
+        rest = uri.partition(":")[2]
+        if transport == "oci":
+            return self._layout(rest)
+        if transport == "dir" and not directory.is_skopeo_directory(Path(rest)):
+            return directory.open_directory(Path(rest), self.architecture, self.progress)
+        if transport is not None:
+            return self._named(uri, work)
+        return self._found(references.without_shadowed_tag(with_tag(uri)), work)
 
-    def _from_daemon(self, name: str, layout: Path) -> bool:
-        if "DOCKER_HOST" not in self.environment and not _DOCKER_SOCKET.is_socket():
-            return False
-        return self._try(partial(self._copy, f"docker-daemon:{name}", layout), layout)
+    def _layout(self, text: str) -> ContainerImage:
+        for path, tag in references.splits(text):
+            if (Path(path) / "index.json").is_file():
+                return oci.load_layout(Path(path), tag, self.architecture)
+        hint = "give oci:DIRECTORY or oci:DIRECTORY:TAG; the directory has an index.json"
+        raise InputError(f"`{text}` is not an OCI image layout", hint=hint, code="E50")
 
-    def _from_store(self, name: str, layout: Path) -> bool:
-        if shutil.which("buildah", path=self.environment.get("PATH")) is None:
-            return False
-        # Where this program builds, and where a person's own `buildah bud` does.
-        for program in (self._buildah("push"), ["buildah", "push"]):
-            argv = [*program, "--quiet", "--", name, f"oci:{layout}:image"]
-            if self._try(partial(self._run, argv, "E50", quiet=True), layout):
-                return True
-        return False
-
-    def _try(self, attempt: Callable[[], None], layout: Path) -> bool:
+    def _named(self, uri: str, work: Path) -> ContainerImage:
+        """An image whose place is given: one attempt, whose failure is the answer."""
+        host = references.registry(uri.removeprefix("docker://")) if uri.startswith("docker://") else None
         try:
-            attempt()
-        except AlcoveError:  # the image is not there; the next place is asked
-            shutil.rmtree(layout, ignore_errors=True)
-            return False
-        return True
+            self._copy(uri, work, host=host)
+        except ProgramError as error:
+            raise _not_fetched(str(error)) from None
+        return oci.load_layout(work / "image")
 
-    def _copy(self, source: str, layout: Path) -> None:
+    def _found(self, name: str, work: Path) -> ContainerImage:
+        """An image of a name: the first place that has it for this architecture."""
+        refusals: dict[str, str] = {}
+        for place in self._places(name, work):
+            shutil.rmtree(work / "image", ignore_errors=True)
+            try:
+                place.copy()
+                image = oci.load_layout(work / "image")
+            except (ProgramError, ImageFormatError) as error:
+                refusals[place.name] = str(error)
+                continue
+            found = ARCHITECTURES.get(str(image.config.get("architecture")))
+            if place.local and found != self.architecture:
+                refusals[place.name] = f"its image is for {found or 'an unknown machine'}"
+                continue
+            if place.local:
+                self.progress("Using the locally available Docker image...")
+            self.progress(f"{name} comes from {place.name}")
+            return image
+        raise _nowhere(name, refusals)
+
+    def _places(self, name: str, work: Path) -> Iterator[_Place]:
+        daemon = self._daemon()
+        if daemon is None:
+            yield _Place("the Docker daemon", partial(_refuse, f"there is no socket {_SOCKETS[0]}"))
+        else:
+            copy = partial(self._copy, f"docker-daemon:{name}", work, daemon=daemon)
+            yield _Place(f"the Docker daemon at {daemon}", copy)
+        for driver in self._drivers():
+            place = f"buildah's storage ({driver})" if driver else "buildah's and podman's storage"
+            yield _Place(place, partial(self._copy_stored, name, work, driver))
+        host = references.registry(name)
+        yield _Place(f"the registry {host}", partial(self._copy, f"docker://{name}", work, host=host), local=False)
+
+    def _daemon(self) -> str | None:
+        """Where a Docker daemon listens, or is said to."""
+        if host := self.environment.get("DOCKER_HOST"):
+            return host
+        sockets = (path.replace("$XDG_RUNTIME_DIR", self.environment.get("XDG_RUNTIME_DIR", "")) for path in _SOCKETS)
+        return next((f"unix://{path}" for path in sockets if Path(path).is_socket()), None)
+
+    def _drivers(self) -> tuple[str, ...]:
+        """Storage drivers to look with: where this program builds; and the machine's own, for a person's builds."""
+        chosen = self.environment.get("STORAGE_DRIVER")
+        return (chosen,) if chosen else ("vfs", "")
+
+    def _copy_stored(self, name: str, work: Path, driver: str) -> None:
+        """Copy from buildah's and podman's storage; buildah knows what it calls its images, skopeo has to be told."""
+        if shutil.which("buildah", path=self.environment.get("PATH")) is not None:
+            argv = ["buildah", *(["--storage-driver", driver] if driver else []), "push", "--quiet"]
+            layout = work / "image"
+            self._run([*argv, "--disable-compression", "--", name, f"oci:{layout}:image"], work)
+            return
+        first: ProgramError | None = None
+        for stored in references.stored_names(name):
+            try:
+                self._copy(f"containers-storage:{stored}", work)
+            except ProgramError as error:
+                first = first or error
+            else:
+                return
+        raise first or ProgramError("it is not there")
+
+    def _copy(
+        self,
+        source: str,
+        work: Path,
+        *,
+        host: str | None = None,
+        daemon: str | None = None,
+    ) -> None:
+        """Let skopeo copy an image into the layout `image` of the directory `work`.
+
+        Args:
+            source: In skopeo's spelling.
+            work: The directory.
+            host: The registry, when it is one.
+            daemon: Where Docker's daemon is, when it is that.
+        """
         argv = ["skopeo", "--override-os", "linux", "--override-arch", PLATFORMS[self.architecture], "copy"]
         argv += ["--quiet", "--dest-oci-accept-uncompressed-layers"]
-        host = self.environment.get("DOCKER_HOST")
-        if host and source.startswith("docker-daemon:"):
-            argv += ["--src-daemon-host", host]
-        if credentials := self.environment.get("DOCKER_CONFIG"):
-            # Docker takes it for the directory, nitro-cli for the file (cli.md §3.5).
-            path = Path(credentials)
-            argv += ["--authfile", str(path / "config.json" if path.is_dir() else path)]
-        self._run([*argv, "--", source, f"oci:{layout}:image"], "E50", quiet=source.startswith("docker-daemon:"))
+        if source.startswith("docker-daemon:") and (daemon := daemon or self._daemon()):
+            argv += ["--src-daemon-host", daemon]
+            if certificates := self.environment.get("DOCKER_CERT_PATH"):
+                argv += ["--src-cert-dir", certificates]
+        if host is not None:
+            credentials = auth_file(self.environment, host, work)
+            argv += ["--src-authfile", str(credentials)] if credentials else []
+            argv += ["--src-tls-verify=false"] if references.is_loopback(host) else []
+        self._run([*argv, "--", source, f"oci:{work / 'image'}:image"], work)
+
+    def _run(self, argv: list[str], work: Path) -> None:
+        """Run what makes the layout, and watch it grow."""
+        # What it unpacks meanwhile goes where the rest goes, and away with it.
+        environment = {**self.environment, "TMPDIR": str(work)}
+        layout = work / "image"
+        run(argv, environment, lambda _: None, lambda: self.on_bytes(STAGE, _size(layout), None), code="E50")
+
+    def _build_step(self, argv: list[str], work: Path) -> None:
+        environment = {"BUILDAH_ISOLATION": "chroot", **self.environment, "TMPDIR": str(work)}
+        try:
+            run(argv, environment, self.progress, code="E49")
+        except ProgramError as error:
+            message = f"the container image could not be built: {error}"
+            raise MachineError(message, hint=HINTS["E49"], code="E49") from None
 
     def _buildah(self, command: str) -> list[str]:
         # vfs works everywhere, without overlayfs and without being root on the machine.
         return ["buildah", "--storage-driver", self.environment.get("STORAGE_DRIVER") or "vfs", command]
 
-    def _run(self, argv: list[str], code: str, *, quiet: bool = False) -> None:
-        """Run a program to its end; its lines go to `progress` unless `quiet`."""
-        environment = {"BUILDAH_ISOLATION": "chroot", **self.environment}
-        what = "built" if code == "E49" else "fetched"
+
+def _refuse(reason: str) -> None:
+    raise ProgramError(reason)
+
+
+def _not_fetched(reason: str) -> MachineError:
+    return MachineError(f"the container image could not be fetched: {reason}", hint=HINTS["E50"], code="E50")
+
+
+def _nowhere(name: str, refusals: Mapping[str, str]) -> MachineError:
+    """The error that names every place; what two places say alike is said once."""
+    places: dict[str, list[str]] = {}
+    for place, reason in refusals.items():
+        places.setdefault(reason, []).append(place)
+    told = "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in places.items())
+    return _not_fetched(f"{name} is nowhere: {told}")
+
+
+def _size(layout: Path) -> int:
+    """Bytes of a layout that grows: its blobs, and those that are not whole yet."""
+    total = 0
+    for path in (layout, layout / "blobs" / "sha256"):
         try:
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                text=True,
-            )
-        except FileNotFoundError:
-            hint = f"install it (Debian: apt install {argv[0]}); `alcove doctor` shows what is missing"
-            raise MachineError(f"the program {argv[0]} is missing", hint=hint, code=code) from None
-        last = ""
-        try:
-            for line in process.stdout or ():
-                last = line.strip() or last
-                if not quiet:
-                    self.progress(line.rstrip())
-            process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-            process.wait()
-            if process.stdout:
-                process.stdout.close()
-        if process.returncode:
-            reason = failure_reason(last) or f"{argv[0]} ended with status {process.returncode}"
-            hint = HINTS[code]
-            raise MachineError(f"the container image could not be {what}: {reason}", hint=hint, code=code)
-
-
-def _readable_in_place(uri: str) -> Path | None:
-    """The layout that `oci:DIRECTORY` names, if it holds one image for one platform; a tag is skopeo's to find."""
-    transport, _, directory = uri.partition(":")
-    if transport != "oci" or not directory or ":" in directory:
-        return None
-    return Path(directory) if holds_one_image(Path(directory)) else None
-
-
-HINTS: Final = {
-    "E49": "the lines above are buildah's; the Dockerfile must build with `buildah bud --isolation chroot`",
-    "E50": "check the name; a local image is oci:DIRECTORY, docker-archive:FILE or docker-daemon:NAME:TAG",
-}
-
-
-def with_tag(uri: str) -> str:
-    """The reference with `:latest` when it has neither tag nor digest (eif.md §7.6); a port is not a tag."""
-    return uri if re.search(r"[:@]", uri.rsplit("/", 1)[-1]) else f"{uri}:latest"
-
-
-def failure_reason(line: str) -> str:
-    """The sentence in the last line of buildah or skopeo, without its time stamp and level."""
-    match = _LOG_MESSAGE.search(line)
-    text = re.sub(r"\\(.)", r"\1", match[1]) if match else line
-    return text.removeprefix("Error: ")
+            with os.scandir(path) as entries:
+                total += sum(entry.stat().st_size for entry in entries if entry.is_file())
+        except OSError:  # it is not there yet, or a file has just got its name
+            continue
+    return total
 
 
 def process_environment() -> dict[str, str]:

@@ -3,7 +3,7 @@
 Core: bytes of a seekable file in, members out; data is skipped over and referred to by offset.
 
 Layout: POSIX.1-2017 pax, "ustar Interchange Format" and "pax Header Block"; GNU tar manual, "Basic Tar Format".
-Sparse files are refused: no tool that makes layers writes them.
+Extended attributes are passed over. Sparse files keep their holes (`sparse`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,17 @@ from enum import Enum
 from typing import BinaryIO, Final
 
 from alcove.errors import ImageFormatError
+from alcove.image.sources import sparse
 
 BLOCK: Final = 512
 MAX_EXTENDED: Final = 1 << 20  # ours: bytes of a long name or of PAX records, which are read into memory
 _HEADER: Final = struct.Struct("100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12x")  # ustar, 512 bytes:
 # name mode uid gid size mtime chksum typeflag linkname magic version uname gname devmajor devminor prefix
+_SPARSE: Final = b"GNU.sparse."
+# The records that are read. Global ones hold to the end of the archive, so what else it says must not add up.
+_RECORDS: Final = {b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"} | {
+    _SPARSE + key for key in (b"major", b"minor", b"name", b"size", b"realsize", b"map")
+}
 _DECIMAL: Final = re.compile(rb"(-?[0-9]{1,20})(?:\.([0-9]*))?")
 
 
@@ -44,7 +50,14 @@ _KINDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member; `offset` and `size` say where its data is in the archive, `mtime` is in whole seconds."""
+    """One member; `mtime` is in whole seconds.
+
+    Attributes:
+        size: Bytes of the file, holes included.
+        offset: Where its data begins in the archive.
+        stored: Bytes of data that the archive holds.
+        pieces: Of a sparse file: where the stored bytes belong, (offset, length) each; None for any other.
+    """
 
     name: bytes
     kind: Kind
@@ -54,6 +67,8 @@ class Member:
     mtime: int
     size: int
     offset: int
+    stored: int
+    pieces: sparse.Pieces | None
     target: bytes
     rdev: tuple[int, int]
 
@@ -81,7 +96,8 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
     everywhere: dict[bytes, bytes] = {}  # PAX records of the kind "g"
     here: dict[bytes, bytes] = {}  # of the kind "x", and GNU's long names as if they were
     while position + BLOCK <= size:
-        header = _parse_header(_read(file, position, BLOCK), position)
+        block = _read(file, position, BLOCK)
+        header = _parse_header(block, position)
         if header is None:  # two blocks of zeros end an archive; one is enough for every reader
             return
         data = position + BLOCK
@@ -95,19 +111,34 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
                 here[b"path" if header.flag == b"L" else b"linkpath"] = content.split(b"\0", 1)[0]
             position = data + _blocks(header.size)
             continue
-        member = _member(header, everywhere | here, data)
+        member = _member(header, everywhere | here, data, _Archive(file, size, block))
         here = {}
-        if data + member.size > size:
-            raise ImageFormatError("the data runs past the end of the layer", field="tar size", offset=position)
+        position = member.offset + _blocks(member.stored)
         yield member
-        position = data + _blocks(member.size)
-    if any(_read(file, position, size - position)):
+    if any(_read(file, position, max(0, size - position))):
         raise ImageFormatError("the layer ends inside a header", field="tar header", offset=position)
+
+
+@dataclass(frozen=True, slots=True)
+class _Archive:
+    """The archive, and the header block that is looked at."""
+
+    file: BinaryIO
+    size: int
+    header: bytes
+
+    def block(self, offset: int) -> bytes:
+        if offset + BLOCK > self.size:
+            raise ImageFormatError("the layer ends inside a map", field="tar sparse", offset=offset)
+        return _read(self.file, offset, BLOCK)
 
 
 def _read(file: BinaryIO, offset: int, size: int) -> bytes:
     file.seek(offset)
-    return file.read(size)
+    data = file.read(size)
+    if len(data) != size:
+        raise ImageFormatError("the layer became shorter while it was read", field="layer", offset=offset)
+    return data
 
 
 def _blocks(size: int) -> int:
@@ -159,6 +190,7 @@ def _number(field: bytes, what: str, offset: int) -> int:
 def _records(data: bytes, offset: int) -> dict[bytes, bytes]:
     """PAX records: `LENGTH SP KEY=VALUE LF`, the length in decimal digits and over the whole record."""
     records: dict[bytes, bytes] = {}
+    pairs: list[bytes] = []  # form 0.0 of a sparse map: the same records again and again
     at = 0
     while at < len(data):
         digits, space, _ = data[at : at + 20].partition(b" ")
@@ -167,25 +199,28 @@ def _records(data: bytes, offset: int) -> dict[bytes, bytes]:
         key, equals, value = record.partition(b"=")
         if end <= at or end > len(data) or not equals or not value.endswith(b"\n"):
             raise ImageFormatError("a malformed record", field="pax header", offset=offset + at)
-        records[key] = value[:-1]
+        if key in (_SPARSE + b"offset", _SPARSE + b"numbytes"):
+            pairs.append(value[:-1])
+        elif key in _RECORDS:
+            records[key] = value[:-1]
         at = end
-    return records
+    return records | {_SPARSE + b"map": b",".join(pairs)} if pairs else records
 
 
-def _member(header: _Header, pax: dict[bytes, bytes], data_offset: int) -> Member:
+def _member(header: _Header, pax: dict[bytes, bytes], data_offset: int, archive: _Archive) -> Member:
     at = data_offset - BLOCK
-    if header.flag == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax):
-        raise ImageFormatError("a sparse file, which a layer cannot hold", field="tar typeflag", offset=at)
-    kind = _KINDS.get(header.flag)
+    kind = Kind.FILE if header.flag == b"S" else _KINDS.get(header.flag)
     if kind is None:
         raise ImageFormatError(f"{header.flag!r} is not a type of member", field="tar typeflag", offset=at)
-    name = pax.get(b"path") or header.name
-    # Other kinds have no data, whatever their size field says (so do Go's archive/tar and GNU tar).
-    size = _decimal(pax, b"size", header.size, at) if kind is Kind.FILE else 0
+    name = pax.get(_SPARSE + b"name") or pax.get(b"path") or header.name
     if header.flag == b"\0" and name.endswith(b"/"):  # before ustar, a directory was a file with that name
         kind = Kind.DIRECTORY
-    if size < 0:
-        raise ImageFormatError(f"a file of {size} bytes", field="tar size", offset=at)
+    # Other kinds have no data, whatever their size field says (so do Go's archive/tar and GNU tar).
+    stored = _decimal(pax, b"size", header.size, at) if kind is Kind.FILE else 0
+    if stored < 0 or data_offset + stored > archive.size:
+        what = f"a file of {stored} bytes" if stored < 0 else "the data runs past the end of the layer"
+        raise ImageFormatError(what, field="tar size", offset=at)
+    map_ = _sparse(header, pax, data_offset, stored, archive) if kind is Kind.FILE else None
     return Member(
         name=name,
         kind=kind,
@@ -193,11 +228,26 @@ def _member(header: _Header, pax: dict[bytes, bytes], data_offset: int) -> Membe
         uid=_decimal(pax, b"uid", header.uid, at),
         gid=_decimal(pax, b"gid", header.gid, at),
         mtime=_decimal(pax, b"mtime", header.mtime, at),
-        size=size,
-        offset=data_offset,
+        size=map_.size if map_ else stored,
+        offset=map_.offset if map_ else data_offset,
+        stored=map_.stored if map_ else stored,
+        pieces=map_.pieces if map_ else None,
         target=pax.get(b"linkpath") or header.target,
         rdev=header.rdev,
     )
+
+
+def _sparse(
+    header: _Header, pax: dict[bytes, bytes], data: int, stored: int, archive: _Archive
+) -> sparse.Sparse | None:
+    if header.flag != b"S":
+        return sparse.from_records(pax, archive.block, data, stored)
+    found = sparse.from_header(
+        archive.header, lambda field: _number(field, "sparse", data - BLOCK), archive.block, data, stored
+    )
+    if found.offset + stored > archive.size:
+        raise ImageFormatError("the data runs past the end of the layer", field="tar size", offset=data - BLOCK)
+    return found
 
 
 def _decimal(pax: dict[bytes, bytes], key: bytes, default: int, offset: int) -> int:

@@ -15,7 +15,7 @@ Hard links are one node under several names.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,16 +23,26 @@ from alcove.codec.cpio import DEFAULT_TIME
 from alcove.errors import ImageFormatError
 
 MAX_DEPTH: Final = 256  # ours; PATH_MAX allows some 2000, no image comes near
+MAX_NAME: Final = 255  # Linux NAME_MAX (include/uapi/linux/limits.h)
 MAX_LINKS: Final = 40  # Linux MAXSYMLINKS (include/linux/namei.h)
+
+OnNew = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Where the content of a file is: bytes `offset` to `offset + size` of spool number `spool`."""
+    """Where the content of a file is: in file number `spool`, from `offset` on.
+
+    Attributes:
+        size: Bytes of the content.
+        pieces: Of a sparse file: where its stored bytes, which follow each other in the spool, belong; (offset, length)
+            each. What is between is zero. None when all bytes are stored.
+    """
 
     spool: int
     offset: int
     size: int
+    pieces: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +56,7 @@ class Node:
         children: Of a directory, by name.
         implied: A directory that a layer does not list but has entries in: its attributes are made up.
         opaque: A directory that hides what lower layers have in it.
-        whiteouts: Names that lower layers lose in this directory.
+        whiteouts: Names that lower layers lose in this directory; None when there are none.
     """
 
     mode: int
@@ -59,7 +69,7 @@ class Node:
     children: dict[bytes, Node] = field(default_factory=dict)
     implied: bool = False
     opaque: bool = False
-    whiteouts: set[bytes] = field(default_factory=set)
+    whiteouts: set[bytes] | None = None
 
     @property
     def is_dir(self) -> bool:
@@ -85,22 +95,55 @@ def split(path: bytes) -> tuple[bytes, ...]:
                 raise ImageFormatError(f"{_text(path)} leaves the image's root", field="layer entry")
             parts.pop()
         elif part not in (b"", b"."):
+            if len(part) > MAX_NAME:
+                raise ImageFormatError(f"{_text(part)[:80]} is longer than {MAX_NAME} bytes", field="layer entry")
             parts.append(part)
     if len(parts) > MAX_DEPTH or b"\0" in path:
         raise ImageFormatError(f"{_text(path)[:80]} is not a path an image can hold", field="layer entry")
     return tuple(parts)
 
 
-def find(root: Node, parts: tuple[bytes, ...]) -> Node | None:
-    """The node at a path, without following symbolic links."""
-    node: Node | None = root
-    for part in parts:
-        node = node.children.get(part) if node is not None and node.is_dir else None
-    return node
+def find(lower: Node, upper: Node, parts: tuple[bytes, ...]) -> Node | None:
+    """The node at a path once the layer `upper` lies on `lower`.
+
+    Symbolic links on the way are followed within the root, as `linkat` in a chroot does; one at the end is not.
+    """
+    stack: list[tuple[Node | None, Node | None]] = [(lower, upper)]
+    todo = list(reversed(parts))
+    links = 0
+    while todo:
+        part = todo.pop()
+        if part == b"..":
+            del stack[max(1, len(stack) - 1) :]
+            continue
+        child = _child(*stack[-1], part)
+        node = child[1] or child[0]
+        if node is None or (todo and not node.is_dir and not stat.S_ISLNK(node.mode)):
+            return None
+        if not todo or node.is_dir:
+            stack.append(child)
+            continue
+        links += 1
+        if links > MAX_LINKS:
+            return None
+        del stack[1 if node.target.startswith(b"/") else len(stack) :]
+        todo += [p for p in reversed(node.target.split(b"/")) if p not in (b"", b".")]
+    below, above = stack[-1]
+    return above or below
 
 
-def parent(root: Node, parts: tuple[bytes, ...]) -> Node:
-    """The directory that a path's last component belongs in; missing ones are made.
+def _child(lower: Node | None, upper: Node | None, name: bytes) -> tuple[Node | None, Node | None]:
+    """The nodes of that name in a directory of two layers; only directories lie on each other."""
+    above = upper.children.get(name) if upper else None
+    hidden = upper is not None and (upper.opaque or name in (upper.whiteouts or ()))
+    below = None if lower is None or hidden else lower.children.get(name)
+    if above is not None and not (above.is_dir and below is not None and below.is_dir):
+        below = None
+    return below, above
+
+
+def parent(root: Node, parts: tuple[bytes, ...], on_new: OnNew = lambda: None) -> Node:
+    """The directory that a path's last component belongs in; missing ones are made, and `on_new` called for each.
 
     Symbolic links on the way are followed as if the root were the machine's own, so none leads outside; a file on the
     way gives place to a directory.
@@ -125,6 +168,7 @@ def parent(root: Node, parts: tuple[bytes, ...]) -> Node:
             todo += [p for p in reversed(child.target.split(b"/")) if p not in (b"", b".")]
             continue
         if child is None or not child.is_dir:
+            on_new()
             child = stack[-1].children[part] = new_directory(implied=True)
         stack.append(child)
         if len(stack) > MAX_DEPTH:
@@ -139,7 +183,7 @@ def overlay(lower: Node, upper: Node) -> None:
         below, above = todo.pop()
         if above.opaque:
             below.children.clear()
-        for name in above.whiteouts:
+        for name in above.whiteouts or ():
             below.children.pop(name, None)
         for name, node in above.children.items():
             old = below.children.get(name)
@@ -164,15 +208,20 @@ def walk(root: Node) -> Iterator[tuple[bytes, Node]]:
     Depth first; within a directory by the bytes of the name; a directory's children follow it at once. Names of
     directories end in a slash.
     """
-    todo = [(name, root.children[name]) for name in sorted(root.children, reverse=True)]
+    todo = [(b"", root.children, iter(sorted(root.children)))]
     while todo:
-        path, node = todo.pop()
-        if not node.is_dir:
+        prefix, children, names = todo[-1]
+        for name in names:
+            node = children[name]
+            if not node.is_dir:
+                yield prefix + name, node
+                continue
+            path = prefix + name + b"/"
             yield path, node
-            continue
-        path += b"/"
-        yield path, node
-        todo += [(path + name, node.children[name]) for name in sorted(node.children, reverse=True)]
+            todo.append((path, node.children, iter(sorted(node.children))))
+            break
+        else:
+            todo.pop()
 
 
 def _text(path: bytes) -> str:
