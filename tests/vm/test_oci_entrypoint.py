@@ -28,6 +28,7 @@ echo "tool: id $(id -u) $(id -g) $(id -G)" >/dev/stdout
 echo "tool: in $(pwd) home ${HOME:-none} path $PATH"
 echo "tool: $# arguments"
 for argument in "$@"; do echo "tool: [$argument]"; done
+[ -r /dev/nsm ] && [ -w /dev/nsm ] && echo "tool: may attest"
 echo "tool: end"
 exec sleep 600
 """
@@ -73,7 +74,7 @@ def console_of(cli: Any, context: Path) -> Iterator[Callable[..., Started]]:
 
 
 def test_oci_entrypoint_runs_the_image_as_docker_does(console_of: Callable[..., Started]) -> None:
-    """User, groups, directory, HOME, the program on the image's PATH, both lists of arguments; and it is said aloud."""
+    """User, groups, directory, HOME, the image's PATH, all arguments; still with the NSM in reach; and said aloud."""
     said, shown = console_of("--oci-entrypoint")
     assert shown.splitlines() == [
         "tool: id 1000 1001 1001 44",
@@ -81,6 +82,7 @@ def test_oci_entrypoint_runs_the_image_as_docker_does(console_of: Callable[..., 
         "tool: 2 arguments",
         "tool: [first word]",
         "tool: [/opt/tools/tool]",
+        "tool: may attest",
         "tool: end",
     ]
     assert "PCR0 and PCR2 are not those of nitro-cli" in said
@@ -93,6 +95,7 @@ def test_without_it_the_image_runs_as_nitro_cli_has_it(console_of: Callable[...,
         "tool: id 0 0 0",
         "tool: in / home none path /opt/tools:/bin",
         "tool: 0 arguments",
+        "tool: may attest",
         "tool: end",
     ]
     warned = [line.split()[1] for line in said.splitlines() if line.startswith("warning: ")]
