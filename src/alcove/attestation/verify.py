@@ -175,7 +175,7 @@ def verify(
         InputError: A revocation list is none, which says nothing about the document.
         ValueError: No roots, an empty nonce, a time without a zone, an age without a clock: a mistake of the caller.
     """
-    lists = crls if isinstance(crls, RevocationLists) else RevocationLists.from_files(*crls)
+    lists = _lists(crls)
     clock = at if now is None else now
     _check_call(roots, nonce, (at, now), unlimited=max_age is None or clock is not None)
     # 1. to 5. What the document says.
@@ -188,7 +188,8 @@ def verify(
     for certificate in chain:
         check_validity(certificate, time)
     # 10. None of them is revoked.
-    lists.check(chain, time)
+    if lists is not None:
+        lists.check(chain, time)
     # 11. The leaf's key made the signature.
     _check_signature(sign1, chain[-1])
     # 12. The document's own time.
@@ -201,6 +202,12 @@ def verify(
     policy.check(claims)
     # 14. Only now may anyone read it.
     return VerifiedAttestation(claims, root, chain, time, len(document), nonce is not None, seal=_SEAL)
+
+
+def _lists(crls: RevocationLists | Iterable[bytes]) -> RevocationLists | None:
+    if crls == ():
+        return None
+    return crls if isinstance(crls, RevocationLists) else RevocationLists.from_files(*crls)
 
 
 def _check_call(
