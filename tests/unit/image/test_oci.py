@@ -15,40 +15,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.image.tarballs import hard_link, layer, symlink
 
 from alcove.errors import ImageFormatError, MachineError
 from alcove.image.sources import oci, tar
 from alcove.image.sources.tree import Node, split, walk
 
 MakeLayout = Callable[..., Path]
-Item = tuple[str, dict[str, object]] | str
-
-
-def layer(*items: Item, **options: object) -> bytes:
-    """A tar of the items: a name, or a name with fields of TarInfo and `data`. A slash at the end is a directory."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", **options) as archive:  # type: ignore[call-overload]
-        for item in items:
-            name, fields = (item, {}) if isinstance(item, str) else item
-            info = tarfile.TarInfo(name)
-            info.mode, info.mtime = 0o644, 1000
-            data = bytes(fields.get("data", b""))  # type: ignore[call-overload]
-            info.size = len(data)
-            if name.endswith("/"):
-                info.type, info.mode = tarfile.DIRTYPE, 0o755
-            for key, value in fields.items():
-                if key != "data":
-                    setattr(info, key, value)
-            archive.addfile(info, io.BytesIO(data))
-    return out.getvalue()
-
-
-def symlink(name: str, target: str) -> Item:
-    return name, {"type": tarfile.SYMTYPE, "linkname": target}
-
-
-def hard_link(name: str, target: str) -> Item:
-    return name, {"type": tarfile.LNKTYPE, "linkname": target}
 
 
 @pytest.fixture

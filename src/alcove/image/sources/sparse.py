@@ -93,8 +93,10 @@ def from_records(records: dict[bytes, bytes], read: ReadBlock, data: int, stored
     if not any(key.startswith(b"GNU.sparse.") for key in records):
         return None
     at = data - _BLOCK
-    size = _number(records.get(b"GNU.sparse.realsize") or records.get(b"GNU.sparse.size", b""), at)
     form = (records.get(b"GNU.sparse.major", b"0"), records.get(b"GNU.sparse.minor", b"0"))
+    if form != (b"1", b"0") and form[0] != b"0":
+        raise _malformed(f"a map of form {form[0][:9]!r}.{form[1][:9]!r}", at)
+    size = _number(records.get(b"GNU.sparse.realsize") or records.get(b"GNU.sparse.size", b""), at)
     if form == (b"1", b"0"):
         lines = _lines(read, data, data + stored)
         count, end = next(lines)
@@ -103,8 +105,6 @@ def from_records(records: dict[bytes, bytes], read: ReadBlock, data: int, stored
         for number, end in islice(lines, 2 * count):  # noqa: B007  # the last one ends the map
             numbers.append(number)
         return _checked(numbers, size, end, data + stored - end, at)
-    if form[0] != b"0":
-        raise _malformed(f"a map of form {form[0][:9]!r}.{form[1][:9]!r}", at)
     text = records.get(b"GNU.sparse.map", b"")
     _check_count(text.count(b",") // 2, at)
     return _checked([_number(digits, at) for digits in text.split(b",") if text], size, data, stored, at)
