@@ -27,7 +27,7 @@ from alcove.attestation.attester import PARENT_RENEWAL, ParentIdentity
 from alcove.attestation.files import PRIVATE, PUBLIC, locked, make_directory, remove_file, write_file
 from alcove.attestation.pki import Issuer, Organization
 from alcove.attestation.root_key import NewKey
-from alcove.attestation.store import Entry, Store, common_name, is_issued_by, pem, read_entry
+from alcove.attestation.store import RESERVED, Entry, Store, common_name, is_issued_by, pem, read_entry
 from alcove.attestation.verify import Root
 from alcove.errors import AlcoveError, MachineError, UsageError
 
@@ -74,7 +74,8 @@ class Place:
 
     def __post_init__(self) -> None:
         """Raises UsageError as above."""
-        pki.check_region(self.region)
+        if pki.check_region(self.region) in RESERVED:
+            raise UsageError(f"a Region cannot be called `{self.region}`")
         pki.check_instance_id(self.instance_id)
 
 

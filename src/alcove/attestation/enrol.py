@@ -67,7 +67,10 @@ def read_request(data: bytes) -> tuple[Place, ec.EllipticCurvePublicKey]:
     match = _COMMON_NAME.fullmatch(str(names[0].value)) if len(names) == 1 else None
     if match is None:
         raise InputError("the request does not name a parent", hint="CN is i-<17 hex>.<region>.aws.nitro-enclaves")
-    return Place(match[2], match[1]), key
+    try:
+        return Place(match[2], match[1]), key
+    except UsageError as error:
+        raise InputError(error.message) from None
 
 
 def answer(authority: Authority, name: str, request: bytes, level: Level, now: datetime) -> bytes:

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -37,7 +38,8 @@ from alcove.attestation.pki import Issuer
 from alcove.attestation.root_key import KeyPlace, plain_pem
 from alcove.errors import MachineError, UsageError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RESERVED: Final = frozenset({"crl", "issued", "next", "parents", "retired"})  # no Regions, but folders of our own
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)

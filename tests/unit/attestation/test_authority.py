@@ -153,7 +153,9 @@ def test_a_damaged_certificate_below_the_root_is_replaced(authority: Authority, 
         Authority.load(base)
 
 
-@pytest.mark.parametrize(("instance", "region"), [("i-1", REGION), ("../x", REGION), (INSTANCE_ID, "../x")])
+@pytest.mark.parametrize(
+    ("instance", "region"), [("i-1", REGION), ("../x", REGION), (INSTANCE_ID, "../x"), (INSTANCE_ID, "retired")]
+)
 def test_names_that_are_paths_are_refused(authority: Authority, instance: str, region: str) -> None:
     """Ids become file names; only their one form is accepted."""
     with pytest.raises(UsageError):

@@ -139,6 +139,7 @@ def test_requests_of_another_kind_are_refused(authority: Authority, parent: Stor
         csr(name, rsa.generate_private_key(65537, 2048)),
         csr("../../etc", key), csr(name + "x", key), csr(f"i-1.{REGION}.aws.nitro-enclaves", key),
         csr(f"{ONE.instance_id}.{'r' * 21}.aws.nitro-enclaves", key),
+        *(csr(f"{ONE.instance_id}.{folder}.aws.nitro-enclaves", key) for folder in ("retired", "next", "crl")),
         x509.CertificateSigningRequestBuilder(x509.Name([])).sign(key, SHA384()).public_bytes(Encoding.PEM),
     ]  # fmt: skip
     for data in bad:
