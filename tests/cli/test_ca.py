@@ -9,11 +9,15 @@ import select
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.unit.pkcs11.softhsm import PIN, make_softhsm
+
+from alcove.attestation.attester import Attester
+from alcove.attestation.authority import Authority
 
 ALCOVE = Path(sys.executable).parent / "alcove"
 PASSPHRASE = "correct horse battery staple"
@@ -233,6 +237,35 @@ def test_what_is_revoked_is_on_the_list(machine: Machine, tmp_path: Path) -> Non
     assert len(list((machine.directory / "lists").glob("*.crl"))) == 2
     for arguments in (("revoke", "0" * 16), ("revoke", "absent"), ("crl", "--days", "0"), ("revoke", "x", "--days=-1")):
         machine.fails(*arguments)
+
+
+def test_a_document_of_a_revoked_parent_is_not_valid(machine: Machine, tmp_path: Path) -> None:
+    """With the list `attest verify` ends with status 3 and the reason; without it, or for another parent, with 0."""
+    machine.out("init")
+    documents = {}
+    for name in ("web-1", "web-2"):
+        parent = Machine(tmp_path / name)
+        parent.out("install", "-", given=machine.out("issue-parent", name, "--csr", "-", given=parent.out("request")))
+        instance = (parent.directory / "state" / "instance-id").read_text().strip()
+        identity = Authority.load(parent.ca).parent_identity(instance, "us-east-1", datetime.now(UTC))
+        documents[name] = tmp_path / f"{name}.cbor"
+        documents[name].write_bytes(
+            Attester(identity, f"{instance}-enc0123456789abcdef").document(
+                {0: b"\1" * 48}, user_data=None, nonce=None, public_key=None, now=datetime.now(UTC)
+            )
+        )
+    machine.out("revoke", "web-1")
+    (tmp_path / "lists.crl").write_text(machine.out("crl"))
+
+    def verify(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        command = [ALCOVE, "attest", "verify", documents[name], "--root", machine.ca / "root.pem", *flags]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+
+    assert verify("web-1").returncode == 0
+    assert verify("web-2", "--crl", "lists.crl").returncode == 0
+    refused = verify("web-1", "--crl", "lists.crl")
+    assert refused.returncode == 3
+    assert "was revoked by aws.nitro-enclaves" in refused.stderr
 
 
 def test_a_root_on_a_token_is_needed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
