@@ -303,6 +303,16 @@ def test_explain_names_every_file_on_standard_error(place: Place, layout: Callab
 
 
 @needs_skopeo
+def test_a_layer_beyond_the_limit_stops_the_build(place: Place, layout: Callable[..., str]) -> None:
+    """--max-layer bounds what a layer may unpack to."""
+    done = place.run(layout(size=1 << 20), "--max-layer", "512K")
+    assert done.returncode == 48
+    assert "524288" in done.stderr
+    place.assert_nothing_left()
+    assert place.run(layout(size=1 << 20), "--max-layer", "2M").returncode == 0
+
+
+@needs_skopeo
 def test_every_way_to_differ_from_docker_is_a_warning(place: Place, layout: Callable[..., str]) -> None:
     """The build goes on; each warning is a line of standard error."""
     config = {"Cmd": ["/app"], "Entrypoint": ["/app"], "WorkingDir": "/srv", "User": "7", "Env": ["PATH=/"]}

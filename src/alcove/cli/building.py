@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-from typing import Final
 
 from alcove.cli import output
 from alcove.cli.parsers import Commands, add_signing_flags, command
-from alcove.errors import UsageError
-
-_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def add_commands(commands: Commands) -> None:
@@ -34,7 +29,7 @@ def add_commands(commands: Commands) -> None:
     own.add_argument("--arch", choices=("x86_64", "aarch64"), help="of the enclave; this machine's when not given")
     own.add_argument("--blobs", metavar="DIR", default=os.environ.get("NITRO_CLI_BLOBS"), help="AWS's boot files")
     own.add_argument("--build-time", metavar="RFC3339", help="SOURCE_DATE_EPOCH, or now, when not given")
-    own.add_argument("--max-layer", metavar="SIZE", help="bytes of an unpacked layer, such as 64G")
+    own.add_argument("--max-layer", metavar="SIZE", help="what a layer may unpack to; 64G when not given")
     own.add_argument(
         "--oci-entrypoint",
         action="store_true",
@@ -51,16 +46,3 @@ def build_enclave(arguments: argparse.Namespace) -> None:
     if (arguments.signing_certificate is None) != (arguments.private_key is None):
         arguments.parser.error("--signing-certificate and --private-key need each other")
     output.result({"Measurements": build(arguments).to_json()})
-
-
-def parse_size(name: str, text: str) -> int:
-    """Bytes in a text such as `64G`; K, M, G and T are powers of 1024.
-
-    Raises:
-        UsageError: E03 when it is no size.
-    """
-    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", text.upper())
-    if match is None or int(match[1]) == 0:
-        hint = "a number of bytes, or one with K, M, G or T"
-        raise UsageError(f"`{text}` is not a valid value for `{name}`", hint=hint, code="E03")
-    return int(match[1]) * _UNITS[match[2]]

@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Final
 
 from alcove import __version__
-from alcove.cli.building import parse_size
 from alcove.cli.nitro import NITRO_CLI_VERSION
 from alcove.cli.progress import watcher
 from alcove.enclave.paths import Paths
@@ -24,6 +23,7 @@ from alcove.image.build import BuildRequest, build_enclave
 from alcove.image.explain import explain_eif
 from alcove.image.sign import load_signer
 from alcove.image.signing import Signer
+from alcove.image.sources.limits import parse_size
 from alcove.image.sources.tools_tree import ensure_kernel_tree, ensure_tools_tree
 from alcove.types import Measurements
 
