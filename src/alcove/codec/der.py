@@ -1,4 +1,4 @@
-"""DER (X.690 §10, §11), read strictly: what a certificate of attestation.md §4.1 needs and no more; `der_writer` writes it.
+"""DER (X.690 §10, §11), read strictly: what a certificate of attestation.md §4.1 needs; `der_writer` writes it.
 
 Core: bytes in, nodes out.
 
