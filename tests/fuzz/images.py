@@ -34,6 +34,7 @@ from alcove.image.reader import Eif, read_eif
 from alcove.image.signature import pack_section, parse_section
 from alcove.image.signing import verify_section
 from alcove.image.sources import oci
+from alcove.image.sources.tar import members
 from alcove.image.sources.tree import walk
 
 AT = datetime(2026, 6, 1, tzinfo=UTC)
@@ -165,6 +166,20 @@ def _events(data: bytes, step: int) -> Iterator[Event]:
     for at in range(0, len(data), step):
         yield from reader.receive(data[at : at + step])
     reader.close()
+
+
+def tar(data: bytes) -> None:
+    """Members are read in order, each with its data within the archive and its pieces within the file."""
+    end = 0
+    with contextlib.suppress(ImageFormatError):
+        for member in members(io.BytesIO(data), len(data)):
+            assert end < member.offset
+            end = member.offset + member.stored
+            assert end <= len(data)
+            pieces = member.pieces or ((0, member.size),)
+            assert member.pieces is not None or member.stored == member.size
+            assert sum(length for _, length in pieces) == member.stored or not member.pieces
+            assert all(0 <= at <= at + length <= member.size for at, length in pieces)
 
 
 def layers(data: bytes) -> None:

@@ -89,6 +89,7 @@ TARGETS = {
     "nsm": Target(protocols.nsm, others=_nsm),
     "ramdisk": Target(images.ramdisk, ("cpio",)),
     "signature": Target(images.signature, ("signature", "payload")),
+    "tar": Target(images.tar, ("layers",)),
     "vhost-user": Target(protocols.vhost_user, others=_vhost_user),
     "vsock": Target(protocols.vsock, others=_vsock),
 }
