@@ -83,9 +83,9 @@ def benchmark(arguments: argparse.Namespace) -> Report:
 
 
 def _sizes(size: int) -> Iterator[tuple[str, int]]:
-    """Kinds and sizes in MiB whose memory is measured: a quarter, the whole, the double."""
-    for kind in ("plain", "gzip"):
-        for factor in (1, 4, 8):
+    """Kinds and sizes in MiB whose memory is measured: a quarter, the whole, and the double of the plain one."""
+    for kind, factors in (("plain", (1, 4, 8)), ("gzip", (1, 4))):
+        for factor in factors:
             yield kind, max(1, size * factor // 4)
 
 
@@ -123,7 +123,7 @@ def _mib(cost: Cost) -> Any:
 def options(parser: argparse.ArgumentParser) -> None:
     """Size and place."""
     parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of the image; 1024 when not given")
-    parser.add_argument("--dir", metavar="DIR", help="where all files go, some 16 × SIZE; the temporary directory")
+    parser.add_argument("--dir", metavar="DIR", help="where all files go, some 8 × SIZE; the temporary directory")
 
 
 if __name__ == "__main__":

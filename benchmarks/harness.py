@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import time
@@ -169,12 +170,15 @@ def main(
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     options(parser)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files go, as on Ctrl-C
     before = machine.load()
     try:
         report = benchmark(arguments)
     except FailedError as error:
         note(str(error))
         return 2
+    except KeyboardInterrupt:
+        return 130
     facts = machine.describe() | {"load": f"{before:.2f} before, {machine.load():.2f} after"}
     if arguments.json:
         print(json.dumps(as_json(name, facts, report), indent=2, ensure_ascii=False))
