@@ -31,10 +31,11 @@ from alcove.image.format import HEADER_SIZE
 from alcove.image.metadata import parse_custom, parse_metadata
 from alcove.image.ramdisk import add_init_layer, application_entries
 from alcove.image.reader import Eif, read_eif
+from alcove.image.rootfs import rootfs_tar
 from alcove.image.signature import pack_section, parse_section
 from alcove.image.signing import verify_section
 from alcove.image.sources import oci
-from alcove.image.sources.tar import members
+from alcove.image.sources.tar import Kind, members
 from alcove.image.sources.tree import walk
 
 AT = datetime(2026, 6, 1, tzinfo=UTC)
@@ -166,6 +167,24 @@ def _events(data: bytes, step: int) -> Iterator[Event]:
     for at in range(0, len(data), step):
         yield from reader.receive(data[at : at + step])
     reader.close()
+
+
+def rootfs(data: bytes) -> None:
+    """What a ramdisk unpacks to is a tar that stays below its root, goes through no link and links to what is there."""
+    try:
+        content = b"".join(rootfs_tar(lambda: _events(data, 1 << 12)))
+    except ImageFormatError:
+        return
+    kinds: dict[bytes, Kind] = {}
+    for member in members(io.BytesIO(content), len(content)):
+        name = member.name.removesuffix(b"/")
+        parts = name.split(b"/")
+        assert name not in kinds
+        assert not {b"", b".", b".."} & set(parts) or not name
+        above = (b"/".join(parts[:depth]) for depth in range(1, len(parts)))
+        assert all(kinds.get(parent, Kind.DIRECTORY) is Kind.DIRECTORY for parent in above)
+        assert member.kind is not Kind.LINK or kinds[member.target] is Kind.FILE
+        kinds[name] = member.kind
 
 
 def tar(data: bytes) -> None:

@@ -88,6 +88,7 @@ TARGETS = {
     "metadata": Target(images.metadata, ("metadata",)),
     "nsm": Target(protocols.nsm, others=_nsm),
     "ramdisk": Target(images.ramdisk, ("cpio",)),
+    "rootfs": Target(images.rootfs, ("cpio",)),
     "signature": Target(images.signature, ("signature", "payload")),
     "tar": Target(images.tar, ("layers",)),
     "vhost-user": Target(protocols.vhost_user, others=_vhost_user),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+
+from cryptography.hazmat.primitives import serialization
 from vectors.collection import Collection, Fields
 from vectors.eif import keys
 
@@ -212,6 +215,37 @@ def signature_in_der() -> Made:
 def certificate_not_pem() -> Made:
     """The certificate is DER."""
     return with_sign1(good_sign1(), "refused", b"\x30\x03\x02\x01\x01")
+
+
+def with_changed_certificate(old: bytes, new: bytes) -> Made:
+    """A section whose certificate has other bytes somewhere."""
+    der = WHO.certificate.public_bytes(serialization.Encoding.DER)
+    text = base64.encodebytes(der.replace(old, new, 1))
+    return with_sign1(good_sign1(), "refused", b"-----BEGIN CERTIFICATE-----\n" + text + b"-----END CERTIFICATE-----\n")
+
+
+@vector
+def certificate_of_version_64() -> Made:
+    """A certificate of a version that X.509 does not have."""
+    return with_changed_certificate(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x3f")
+
+
+@vector
+def certificate_with_a_point_of_no_form() -> Made:
+    """The certificate's key is a point that is neither compressed nor uncompressed."""
+    return with_changed_certificate(b"\x03\x62\x00\x04", b"\x03\x62\x00\x05")
+
+
+@vector
+def certificate_of_an_unknown_curve() -> Made:
+    """The certificate's key is on a curve that nobody defined."""
+    return with_changed_certificate(b"\x2b\x81\x04\x00\x22", b"\x2b\x81\x04\x00\x7f")
+
+
+@vector
+def certificate_cut() -> Made:
+    """The certificate lacks its last bytes."""
+    return with_sign1(good_sign1(), "refused", WHO.pem[:-60] + b"\n-----END CERTIFICATE-----\n")
 
 
 @vector
