@@ -67,8 +67,12 @@ def _changes(a: Item, b: Item) -> dict[str, tuple[Any, Any]]:
     names = [name for name in old | new if name != "inode" and old.get(name) != new.get(name)]
     changed = {name: (old.get(name), new.get(name)) for name in names}
     if a.member.device != b.member.device:
-        changed["on device"] = tuple(f"{item.member.device[0]}:{item.member.device[1]}" for item in (a, b))
+        changed["on device"] = _numbers(a.member.device), _numbers(b.member.device)
     return changed
+
+
+def _numbers(device: tuple[int, int]) -> str:
+    return f"{device[0]}:{device[1]}"
 
 
 def _changed(where: str, pcrs: tuple[int, ...], item: Item, changed: dict[str, tuple[Any, Any]]) -> Difference:
