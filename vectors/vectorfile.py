@@ -32,8 +32,9 @@ KEYS = {  # kind → the keys of its own; README.md explains each
     "measurement": {"rule", "pcr"},
     "cpio": {"entry"},
     "layers": {"layers", "entry"},
+    "document": {"step", "root", "at", "max-age", "skew", "limit", "nonce", "require", "debug"},
 }  # fmt: skip
-REPEATED = {"section", "entry"}
+REPEATED = {"section", "entry", "require"}
 _WIDTH = 32  # bytes a line
 _RUN = 32  # equal bytes that are worth a line of their own
 _REPEAT = re.compile(r"([0-9a-f]{2}) \* ([1-9][0-9]*)")
