@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.fuzz import images, protocols
+from tests.fuzz import attestation, images, protocols
 from vectors.eif.keys import Identity
 from vectors.vectorfile import load
 
@@ -78,6 +78,9 @@ def _certificates() -> Iterable[bytes]:
 
 
 TARGETS = {
+    "attestation": Target(attestation.whole, others=attestation.documents),
+    "attestation-leaf": Target(attestation.leaf, others=attestation.leaves),
+    "attestation-payload": Target(attestation.payload, others=attestation.payloads),
     "boot": Target(images.boot, ("image",)),
     "cbor": Target(protocols.cbor_item, ("signature", "payload")),
     "certificate": Target(protocols.certificate, others=_certificates),
