@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import os
@@ -12,8 +13,12 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from tests.unit.attestation.chains import PCRS, World, make_world, new_key
+from tests.unit.attestation.chains import ENCLAVE_ID, PCRS, World, make_world, new_key
 
+from alcove.attestation import NoDebugMode, verify
+from alcove.cli.attest_request import request
+from alcove.devices.nsm.module import NsmModule
+from alcove.errors import UsageError
 from alcove.image.builder import NewHeader, NewSection, write_eif
 from alcove.image.describe import describe_eif
 from alcove.image.format import SectionType
@@ -238,3 +243,41 @@ def test_keys_in_both_forms_are_read(tmp_path: Path) -> None:
     (tmp_path / "key.der").write_bytes(der)
     (tmp_path / "key.pem").write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     assert _public_key(tmp_path / "key.der") == _public_key(tmp_path / "key.pem") == der
+
+
+class ModuleChannel:
+    """The real module and signer in this process, in the device node's place."""
+
+    def __init__(self, world: World) -> None:
+        def attest(pcrs: object, user_data: bytes | None, nonce: bytes | None, public_key: bytes | None) -> bytes:
+            return world.document(pcrs=pcrs, user_data=user_data, nonce=nonce, public_key=public_key)
+
+        self._module = NsmModule(ENCLAVE_ID, PCRS, attest, os.urandom)
+
+    def exchange(self, request: bytes) -> bytes:
+        """One request."""
+        return self._module.handle(request)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def test_a_request_writes_a_document_that_verifies(place: Path, live: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fields go to the module as they are, the answer to the file, whole, and a verifier finds all of it."""
+    monkeypatch.setattr("alcove.sdk.nsm.DeviceChannel", lambda: ModuleChannel(live))
+    public = new_key().public_key()
+    (place / "key.pem").write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    (place / "data").write_bytes(b"\x00\x01")
+    (place / "new.cbor").write_bytes(b"old")
+    arguments = argparse.Namespace(
+        nonce=NONCE, user_data=f"@{place / 'data'}", public_key=place / "key.pem", output=place / "new.cbor"
+    )
+    request(arguments)
+    verified = verify((place / "new.cbor").read_bytes(), roots=[live.root], policy=NoDebugMode(), at=live.now)
+    document = verified.document
+    assert (document.nonce, document.user_data) == (bytes.fromhex(NONCE), b"\x00\x01")
+    assert document.public_key == public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert not list(place.glob(".new.cbor*"))
+    arguments.output = place / "no" / "such" / "directory"
+    with pytest.raises(UsageError, match="cannot write"):
+        request(arguments)
