@@ -6,13 +6,15 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tests.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent.parent
-SECONDS = 2
+SECONDS = 1  # libFuzzer adds one, and a start takes one or two
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -32,7 +34,11 @@ NEEDS_ATHERIS = pytest.mark.skipif(
 )
 
 
-def fuzz(argv: list[str], directory: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, str]]:
+Outcome = tuple[subprocess.CompletedProcess[str], dict[str, str]]
+Run = Future[Outcome]
+
+
+def fuzz(argv: list[str], directory: Path) -> Outcome:
     """A bounded run in a process of its own, and what it saved: names and contents in hexadecimal."""
     limits = [f"-max_total_time={SECONDS}", "-runs=50000", "-seed=1", f"-artifact_prefix={directory}/"]
     environment = os.environ | {"TMPDIR": str(directory)}
@@ -40,17 +46,27 @@ def fuzz(argv: list[str], directory: Path) -> tuple[subprocess.CompletedProcess[
         [sys.executable, *argv, *limits], cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
         errors="replace", timeout=300,
     )  # fmt: skip
-    return done, {path.name: path.read_bytes().hex() for path in directory.iterdir() if path.is_file()}
+    found = {path.name: path.read_bytes().hex() for path in directory.iterdir() if path.is_file()}
+    assert set(found) == {path.name for path in directory.iterdir()}, "the corpus was left behind"
+    return done, found
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """A run of each target that was asked for, as many at a time as there are processors."""
+    asked = {item.name for item in request.session.items}
+    chosen = [name for name in TARGETS if f"test_fuzz[{name}]" in asked]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {name: pool.submit(fuzz, ["-m", "tests.fuzz", name], tmp_path_factory.mktemp(name)) for name in chosen}
 
 
 @NEEDS_ATHERIS
 @pytest.mark.parametrize("name", TARGETS)
-def test_fuzz(name: str, tmp_path: Path) -> None:
-    """A bounded run finds no input that breaks the promise; one that does is shown in hexadecimal."""
-    done, found = fuzz(["-m", "tests.fuzz", name], tmp_path)
+def test_fuzz(name: str, runs: dict[str, Run]) -> None:
+    """A bounded run finds no input that breaks the promise; one that does is shown in hexadecimal, and none is left."""
+    done, found = runs[name].result()
     assert (done.returncode, found) == (0, {}), done.stderr[-4000:]
     assert "Done " in done.stderr
-    assert not list(tmp_path.iterdir()), "the corpus was left behind"
 
 
 BROKEN = """
