@@ -1,7 +1,7 @@
 """`build-enclave` from a local OCI layout: throughput against `openssl dgst -sha384` over the same bytes, and memory.
 
 The bytes are those of the application ramdisk, which is what the image holds when it is unpacked. All input is in the
-page cache; output goes to the disk and is synced (fsync), which is part of the time. Layers are measured plain, as
+page cache; output goes to a new file on the disk and is synced (fsync), which is part of the time. Layers are measured plain, as
 gzip of random bytes, and as gzip of text: inflating text is work that openssl is not asked to do.
 """
 
@@ -12,10 +12,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import MIB, Promise, Report, Result, at_least, at_most, command, main, measure, note
+from benchmarks.harness import MIB, Case, Promise, Report, Result, at_least, at_most, command, main, measure, note
 from benchmarks.images import write_blobs, write_layout, write_tiny_files
 from benchmarks.process import Cost, run
 
@@ -45,10 +46,12 @@ class Bench:
             note(f"  {count} files")
         return path
 
-    def argv(self, layout: Path) -> list[str]:
-        """The command that builds an image from a layout."""
+    def build(self, layout: Path, *, sample: bool = False) -> Cost:
+        """Build an image from a layout, as a new file."""
+        self.output.unlink(missing_ok=True)
         argv = [_PROGRAM, "build-enclave", "--docker-uri", f"oci:{layout}", "--blobs", str(self.directory / "blobs")]
-        return [*argv, "--output-file", str(self.output)]
+        environment = {"TMPDIR": str(self.directory)}
+        return run([*argv, "--output-file", str(self.output)], environment=environment, sample=sample)
 
 
 def benchmark(arguments: argparse.Namespace) -> Report:
@@ -56,24 +59,21 @@ def benchmark(arguments: argparse.Namespace) -> Report:
     with tempfile.TemporaryDirectory(prefix="alcove-bench-", dir=arguments.dir) as directory:
         bench = Bench(Path(directory))
         write_blobs(bench.directory / "blobs")
-        environment = {"TMPDIR": directory}
         layouts = {kind: bench.layout(kind, arguments.size) for kind in _KINDS}
         for layout in layouts.values():  # once before it counts; the last leaves the image that openssl reads
-            run(bench.argv(layout), environment=environment)
+            bench.build(layout)
         size = bench.output.stat().st_size
         cases = [
-            command(f"build-enclave ({kind})", bench.argv(layout), size=size, environment=environment)
-            for kind, layout in layouts.items()
+            Case(f"build-enclave ({kind})", partial(bench.build, layout), size) for kind, layout in layouts.items()
         ]
         peer = bench.directory / "digest.eif"
         bench.output.rename(peer)
         cases.append(command("openssl dgst -sha384", ["openssl", "dgst", "-sha384", str(peer)], size=size))
         results = measure(cases, arguments.rounds)
         memory = {
-            (kind, mib): run(bench.argv(bench.layout(kind, mib)), environment=environment, sample=True)
-            for kind, mib in _sizes(arguments.size)
+            (kind, mib): bench.build(bench.layout(kind, mib), sample=True) for kind, mib in _sizes(arguments.size)
         }
-        entries = _entries(bench, environment)
+        entries = _entries(bench)
     rows = [{"layers": kind, "image MiB": mib, "peak MiB": _mib(cost)} for (kind, mib), cost in memory.items()]
     per_entry = (entries[1].memory - entries[0].memory) / (_ENTRIES[1] - _ENTRIES[0])
     remarks = [
@@ -89,13 +89,13 @@ def _sizes(size: int) -> Iterator[tuple[str, int]]:
             yield kind, max(1, size * factor // 4)
 
 
-def _entries(bench: Bench, environment: dict[str, str]) -> list[Cost]:
+def _entries(bench: Bench) -> list[Cost]:
     """The cost of images of very many empty files."""
     costs = []
     for count in _ENTRIES:
         layout = bench.directory / f"entries-{count}"
         write_tiny_files(layout, count)
-        costs.append(run(bench.argv(layout), environment=environment, sample=True))
+        costs.append(bench.build(layout, sample=True))
     return costs
 
 

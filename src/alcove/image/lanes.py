@@ -20,7 +20,7 @@ Piece = tuple[Feeds, Chunk]  # a chunk and the hashes that it goes into: one for
 
 PIECE: Final = 1 << 20  # bytes: large against a thread's switch, small against the processor's last cache
 WINDOW: Final = 8  # pieces that may be in use at once
-_READ_AHEAD: Final = 2  # pieces that the lane ahead keeps for itself, so that the other never waits for a fetch
+_READ_AHEAD: Final = 4  # pieces that the lane ahead keeps for itself, so that the other never waits for a fetch
 _COPIED: Final = PIECE // 4  # smaller chunks are gathered: a copy is cheaper than a piece of their own
 
 
