@@ -1,8 +1,8 @@
 """`build-enclave` from a local OCI layout: throughput against `openssl dgst -sha384` over the same bytes, and memory.
 
 The bytes are those of the application ramdisk, which is what the image holds when it is unpacked. All input is in the
-page cache; output goes to a new file on the disk and is synced (fsync), which is part of the time. Layers are measured plain, as
-gzip of random bytes, and as gzip of text: inflating text is work that openssl is not asked to do.
+page cache; output goes to a new file on the disk and is synced (fsync), which is part of the time. Layers are measured
+plain, as gzip of random bytes, and as gzip of text: inflating text is work that openssl is not asked to do.
 """
 
 from __future__ import annotations
