@@ -36,6 +36,7 @@ MAX_INDEXES: Final = 4  # ours: indexes within each other
 
 _NAMES: Final = ("org.opencontainers.image.ref.name", "io.containerd.image.name")  # annotations.md; containerd
 _WHITEOUT: Final = b".wh."  # layer.md "Whiteouts"
+_META: Final = b".wh..wh."
 _OPAQUE: Final = b".wh..wh..opq"
 _TYPES: Final = {
     Kind.FILE: stat.S_IFREG, Kind.SYMLINK: stat.S_IFLNK, Kind.CHAR: stat.S_IFCHR,
@@ -191,7 +192,7 @@ def _layer_tree(index: int, spool: Path, below: Node, limits: Limits, budget: Bu
 def _place(member: Member, layer: Node, below: Node, spool: int, budget: Budget) -> None:
     """Put a member into its layer's tree; `below` is what the lower layers made."""
     parts = split(member.name)
-    if not parts or any(part.startswith(b".wh..wh.") and part != _OPAQUE for part in parts):
+    if not parts or (_META in member.name and any(part.startswith(_META) and part != _OPAQUE for part in parts)):
         return  # the root itself, or AUFS's own book-keeping (layer.md "Whiteouts")
     name = parts[-1]
     directory = parent(layer, parts, budget.spend)
@@ -201,7 +202,7 @@ def _place(member: Member, layer: Node, below: Node, spool: int, budget: Budget)
         directory.whiteouts = directory.whiteouts or set()
         directory.whiteouts.add(name[len(_WHITEOUT) :])
     elif member.kind is Kind.LINK:
-        directory.children[name] = _link_target(member, layer, below)
+        directory.children[name] = _linked(member, _link_target(member, layer, below))
     elif member.kind is Kind.DIRECTORY:
         node = directory.children.get(name)
         if node is None or not node.is_dir:
@@ -223,6 +224,14 @@ def _file(member: Member, spool: int) -> Node:
         target=member.target if is_link else b"",
         data=Data(spool, member.offset, member.size, member.pieces) if member.size else None,
     )
+
+
+def _linked(member: Member, node: Node) -> Node:
+    """The file with the attributes of its new name, as Docker's untar leaves it (MOBY pkg/archive, createTarFile)."""
+    node.uid, node.gid = member.uid, member.gid
+    if not stat.S_ISLNK(node.mode):
+        node.mode, node.mtime = stat.S_IFMT(node.mode) | member.mode, member.mtime
+    return node
 
 
 def _link_target(member: Member, layer: Node, below: Node) -> Node:

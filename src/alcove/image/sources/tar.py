@@ -181,10 +181,10 @@ def _number(field: bytes, what: str, offset: int) -> int:
         width = 8 * len(field) - 1
         value = int.from_bytes(field) & ((1 << width) - 1)
         return value - (1 << width) if value >> (width - 1) else value
-    digits = field.split(b"\0", 1)[0].strip(b" ")
-    if digits.strip(b"01234567"):
+    digits = field.partition(b"\0")[0].strip(b" ") or b"0"
+    if not digits.isdigit() or b"8" in digits or b"9" in digits:
         raise ImageFormatError("not an octal number", field=f"tar {what}", offset=offset)
-    return int(digits or b"0", 8)
+    return int(digits, 8)
 
 
 def _records(data: bytes, offset: int) -> dict[bytes, bytes]:
