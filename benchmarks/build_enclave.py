@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import MIB, Case, Promise, Report, Result, at_least, at_most, command, main, measure, note
-from benchmarks.images import write_blobs, write_layout, write_tiny_files
+from benchmarks.images import apart, write_blobs, write_layout, write_tiny_files
 from benchmarks.process import Cost, run
 
 _PROGRAM = str(Path(sys.executable).parent / "nitro-cli")
@@ -42,7 +42,7 @@ class Bench:
         path = self.directory / f"{kind.replace(', ', '-')}-{size}"
         if not path.exists():
             note(f"writing a layout: {kind}, {size} MiB")
-            count = write_layout(path, size * MIB, **_KINDS[kind])
+            count = apart(write_layout, path, size * MIB, **_KINDS[kind])
             note(f"  {count} files")
         return path
 
@@ -58,7 +58,7 @@ def benchmark(arguments: argparse.Namespace) -> Report:
     """Build and digest in turn; then build again at other sizes, and watch the memory."""
     with tempfile.TemporaryDirectory(prefix="alcove-bench-", dir=arguments.dir) as directory:
         bench = Bench(Path(directory))
-        write_blobs(bench.directory / "blobs")
+        apart(write_blobs, bench.directory / "blobs")
         layouts = {kind: bench.layout(kind, arguments.size) for kind in _KINDS}
         for layout in layouts.values():  # once before it counts; the last leaves the image that openssl reads
             bench.build(layout)
@@ -94,7 +94,7 @@ def _entries(bench: Bench) -> list[Cost]:
     costs = []
     for count in _ENTRIES:
         layout = bench.directory / f"entries-{count}"
-        write_tiny_files(layout, count)
+        apart(write_tiny_files, layout, count)
         costs.append(bench.build(layout, sample=True))
     return costs
 

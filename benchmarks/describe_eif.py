@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.harness import MIB, Report, at_most, command, main, measure, note, ratios
-from benchmarks.images import write_image
+from benchmarks.images import apart, write_image
 from benchmarks.process import FailedError, run
 
 _PROGRAM = str(Path(sys.executable).parent / "nitro-cli")
@@ -25,8 +25,8 @@ def benchmark(arguments: argparse.Namespace) -> Report:
     with tempfile.TemporaryDirectory(prefix="alcove-bench-", dir=arguments.dir) as directory:
         large, small = Path(directory) / "large.eif", Path(directory) / "small.eif"
         note(f"writing an image of {arguments.size} MiB")
-        write_image(large, arguments.size * MIB)
-        write_image(small, _SMALL * MIB)
+        apart(write_image, large, arguments.size * MIB)
+        apart(write_image, small, _SMALL * MIB)
         size = large.stat().st_size
         ours = [_PROGRAM, "describe-eif", "--eif-path"]
         cases = (

@@ -4,7 +4,8 @@ Memory is the largest of
 
 - the sum of PSS (pages, shared ones by their share: proc(5) smaps_rollup) over the program and all its descendants,
   sampled every 10 ms, and
-- ru_maxrss, the kernel's own high-water mark of the largest single process, which no sampling can miss.
+- ru_maxrss, the kernel's own high-water mark of the largest single process, which no sampling can miss. Linux starts it
+  at the size of the process that started the program (fs/exec.c), so it says nothing unless it is above our own.
 
 The page cache of files that are read and written is not counted: it is the kernel's to take back.
 """
@@ -12,6 +13,7 @@ The page cache of files that are read and written is not counted: it is the kern
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import threading
 import time
@@ -34,7 +36,7 @@ class Cost:
     Attributes:
         wall: From start to end.
         cpu: User and system time of the program and the descendants it waited for.
-        memory: Peak of the tree as above; only ru_maxrss when it was not sampled.
+        memory: Peak of the tree as above; 0 when it was not sampled and is not above our own.
         read, written: Bytes that the program itself passed to read and write calls; 0 where the kernel does not say.
         output: What it printed.
     """
@@ -95,7 +97,8 @@ def run(argv: Sequence[str], *, environment: Mapping[str, str] | None = None, sa
     if process.returncode:
         last = streams["err"].decode(errors="replace").strip().splitlines()[-1:]
         raise FailedError(f"{' '.join(argv)} ended with status {process.returncode}: {''.join(last)}")
-    memory = max(peak, usage.ru_maxrss * 1024)
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = max(peak, usage.ru_maxrss * 1024 if usage.ru_maxrss > own else 0)
     cpu = usage.ru_utime + usage.ru_stime
     return Cost(wall, cpu, memory, io.get("rchar", 0), io.get("wchar", 0), streams["out"])
 
