@@ -23,6 +23,7 @@ from alcove.errors import MachineError
 _TICK: Final = 0.25  # seconds between two looks at how far the program is
 _GRACE: Final = 10.0  # seconds that a program has to end after SIGTERM
 _MAX_LINE: Final = 1 << 16  # bytes of a line that are kept
+_PUSHING: Final = re.compile(r'^pushing image "[^"]*" to "[^"]*": ')  # buildah tells what we told it
 _LOG_MESSAGE: Final = re.compile(r'level=\w+ msg="((?:[^"\\]|\\.)*)"')
 
 OnLine = Callable[[str], None]
@@ -131,4 +132,4 @@ def failure_reason(line: str) -> str:
     """The sentence in the last line of buildah or skopeo, without its time stamp and level."""
     match = _LOG_MESSAGE.search(line)
     text = re.sub(r"\\(.)", r"\1", match[1]) if match else line
-    return text.removeprefix("Error: ")
+    return _PUSHING.sub("", text.removeprefix("Error: "))
