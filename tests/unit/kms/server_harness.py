@@ -57,7 +57,7 @@ def client(url: str, user: NewUser, **options: Any) -> Any:
         region_name="us-east-1",
         aws_access_key_id=user.access_key_id,
         aws_secret_access_key=options.pop("secret", user.secret_access_key),
-        config=Config(retries={"max_attempts": 0}, connect_timeout=5, read_timeout=10),
+        config=Config(retries={"max_attempts": 0}, connect_timeout=5, read_timeout=60),
         **options,
     )
 
