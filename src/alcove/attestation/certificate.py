@@ -27,6 +27,7 @@ MAX_CERTIFICATE: Final = 1024  # attestation.md §2: bytes of DER
 _ECDSA_WITH_SHA384: Final = bytes.fromhex("300a06082a8648ce3d040303")
 # SubjectPublicKeyInfo of id-ecPublicKey, secp384r1, up to the 04 of the uncompressed point
 _P384_PREFIX: Final = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
+_P384: Final = SECP384R1()
 _P384_SPKI_SIZE: Final = 120
 _P384_POINT_SIZE: Final = 97
 _ES384: Final = ECDSA(SHA384())
@@ -46,6 +47,7 @@ _KEY_USAGE: Final = bytes.fromhex("551d0f")
 _DIGITAL_SIGNATURE: Final = 0x80  # RFC 5280 §4.2.1.3, bit 0
 _KEY_CERT_SIGN: Final = 0x04  # bit 5
 _MAX_PATH_LENGTH: Final = 127  # one octet; more is absurd in a chain of at most ten
+_SHORT: Final = 20  # bytes: holds every basicConstraints and keyUsage of the platform, and no key identifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,9 @@ class BasicConstraints:
     critical: bool
     is_authority: bool
     path_length: int | None
+
+
+_Extension = tuple[bytes, bool, BasicConstraints | int | None]  # identifier, criticality, what we interpret of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +155,11 @@ def parse_certificate(data: bytes) -> Certificate:
 
 
 def _public_key(node: Node) -> EllipticCurvePublicKey:
-    if not node.raw.startswith(_P384_PREFIX) or len(node.raw) != _P384_SPKI_SIZE:
+    raw = node.raw
+    if not raw.startswith(_P384_PREFIX) or len(raw) != _P384_SPKI_SIZE:
         raise der.DerError("subjectPublicKeyInfo: not an uncompressed P-384 key", node.offset)
     try:
-        return EllipticCurvePublicKey.from_encoded_point(SECP384R1(), node.raw[-_P384_POINT_SIZE:])
+        return EllipticCurvePublicKey.from_encoded_point(_P384, raw[-_P384_POINT_SIZE:])
     except ValueError as error:
         raise der.DerError(f"subjectPublicKeyInfo: {error}", node.offset) from None
 
@@ -184,20 +190,32 @@ def _extensions(wrapper: Node) -> tuple[BasicConstraints | None, int | None, tup
     unknown: list[str] = []
     seen: set[bytes] = set()
     for node in inner.children(der.SEQUENCE, "extensions"):
-        identifier, critical, value = _extension(node)
+        identifier, critical, value = _known_extension(node) if node.end - node.offset <= _SHORT else _extension(node)
         if identifier in seen:
             raise der.DerError("extensions: the same extension twice", node.offset)
         seen.add(identifier)
-        if identifier == _BASIC_CONSTRAINTS:
-            constraints = _basic_constraints(value, critical=critical)
-        elif identifier == _KEY_USAGE:
-            usage = _key_usage(value)
+        if isinstance(value, BasicConstraints):
+            constraints = value
+        elif value is not None:
+            usage = value
         elif critical:
             unknown.append(identifier.hex())
     return constraints, usage, tuple(unknown)
 
 
-def _extension(node: Node) -> tuple[bytes, bool, Node]:
+def _known_extension(node: Node) -> _Extension:
+    try:
+        return _short_extension(node.raw)
+    except der.DerError:  # whose offset counts from the extension
+        return _extension(node)
+
+
+@lru_cache(maxsize=128)  # a chain has ten of these, and all chains of the platform the same
+def _short_extension(raw: bytes) -> _Extension:
+    return _extension(der.parse(raw))
+
+
+def _extension(node: Node) -> _Extension:
     fields = node.children(der.SEQUENCE, "extension")
     critical = False
     if len(fields) == 3:  # an explicit FALSE is no DER, and seen; attestation.md §6 accepts it
@@ -207,7 +225,10 @@ def _extension(node: Node) -> tuple[bytes, bool, Node]:
     identifier = fields[0].expect(der.OBJECT_IDENTIFIER, "extnID").content
     if not identifier:
         raise der.DerError("extnID: empty", fields[0].offset)
-    return identifier, critical, fields[1].expect(der.OCTET_STRING, "extnValue")
+    value = fields[1].expect(der.OCTET_STRING, "extnValue")
+    if identifier == _BASIC_CONSTRAINTS:
+        return identifier, critical, _basic_constraints(value, critical=critical)
+    return identifier, critical, _key_usage(value) if identifier == _KEY_USAGE else None
 
 
 def _basic_constraints(value: Node, *, critical: bool) -> BasicConstraints:

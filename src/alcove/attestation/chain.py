@@ -70,28 +70,30 @@ def verified_chain(
     """
     if len(cabundle) >= MAX_CHAIN:
         raise AttestationError(f"a chain of {len(cabundle) + 1} certificates; {MAX_CHAIN} are allowed", step=8)
-    cache = ChainCache() if cache is None else cache
     key = (*cabundle, certificate)
-    chain = cache.get(key)
-    if chain is not None:
-        return chain
     # A leaf lives for hours and the authorities above it for a day at least: they are kept for themselves, too.
     # The empty entry keeps the two sorts of key apart.
-    authorities = cache.get((*cabundle, b""))
+    authorities_key = (*cabundle, b"")
+    authorities = None
+    if cache is not None:
+        chain = cache.get(key)
+        if chain is not None:
+            return chain
+        authorities = cache.get(authorities_key)
     # 6. Strict parsing.
     parsed = authorities or tuple(parse_entry(entry, f"cabundle[{index}]") for index, entry in enumerate(cabundle))
     leaf = parse_entry(certificate, "certificate")
     # 8. and 10.
     if authorities is None:
-        for parent, child in pairwise(parsed):
-            _check_link(parent, child)
-        for index, authority in enumerate(parsed):
-            _check_authority(authority, below=len(parsed) - 1 - index)
-        cache.put((*cabundle, b""), parsed)
+        _check_authorities(parsed)
+        if cache is not None:
+            cache.put(authorities_key, parsed)
     _check_link(parsed[-1], leaf)
     _check_leaf(leaf)
-    cache.put(key, (*parsed, leaf))
-    return (*parsed, leaf)
+    chain = (*parsed, leaf)
+    if cache is not None:
+        cache.put(key, chain)
+    return chain
 
 
 def parse_entry(data: bytes, name: str) -> Certificate:
@@ -106,6 +108,13 @@ def _check_link(parent: Certificate, child: Certificate) -> None:
     # 8. Name and signature.
     if not child.is_signed_by(parent):
         raise AttestationError(f"{child.common_name} was not issued by {parent.common_name}", step=8)
+
+
+def _check_authorities(parsed: tuple[Certificate, ...]) -> None:
+    for parent, child in pairwise(parsed):
+        _check_link(parent, child)
+    for index, authority in enumerate(parsed):
+        _check_authority(authority, below=len(parsed) - 1 - index)
 
 
 def check_validity(certificate: Certificate, time: datetime) -> None:

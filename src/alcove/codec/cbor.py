@@ -90,6 +90,8 @@ def _item(data: bytes, at: int, depth: int) -> tuple[object, int]:
     if major == _SIMPLE:
         return _simple(data, at, info)
     length, start = (info, at + 1) if info < 24 else _argument(data, at, major, info)
+    if major == _BYTES and 0 <= length <= len(data) - start:
+        return data[start : start + length], start + length
     if major in (_BYTES, _TEXT):
         return _string(data, at, major, length, start)
     if major == _UINT:
