@@ -316,3 +316,19 @@ def test_a_damaged_layer_flattens_or_is_refused(tmp_path_factory: pytest.TempPat
                 pass
     except ImageFormatError:
         pass
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        (["d/", "d/a", symlink("d", "e"), "d/b"], {"d", "e/", "e/b"}),
+        (["e/", symlink("d", "e"), "d/a", "d/", "d/b"], {"d/", "d/b", "e/", "e/a"}),
+        (["d/", "d/s/", "d/s/a", ("d", {"data": b"x"}), "d/s/b"], {"d/", "d/s/", "d/s/b"}),
+        (["e/", symlink("d", "e"), "d/a", symlink("d", "f"), "d/b"], {"d", "e/", "e/a", "f/", "f/b"}),
+    ],
+)
+def test_a_directory_that_is_replaced_is_not_remembered(
+    make_layout: MakeLayout, tmp_path: Path, items: list[Any], expected: set[str]
+) -> None:
+    """What comes after goes where the path leads by then."""
+    assert set(flat(make_layout, tmp_path, layer(*items))) == expected

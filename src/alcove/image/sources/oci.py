@@ -177,7 +177,7 @@ def flatten(image: OciImage, directory: Path, limits: Limits | None = None, on_b
 
 
 def _layer_tree(index: int, spool: Path, below: Node, limits: Limits, budget: Budget) -> Node:
-    layer = new_directory(implied=True)
+    layer = _LayerTree(budget)
     with spool.open("rb") as file:
         size = unpacked = os.fstat(file.fileno()).st_size
         for member in members(file, size):
@@ -185,32 +185,56 @@ def _layer_tree(index: int, spool: Path, below: Node, limits: Limits, budget: Bu
             if unpacked > limits.layer:
                 raise limits.too_large()
             budget.spend(len(member.name) + len(member.target), len(member.pieces or ()))
-            _place(member, layer, below, index, budget)
-    return layer
+            _place(member, layer, below, index)
+    return layer.root
 
 
-def _place(member: Member, layer: Node, below: Node, spool: int, budget: Budget) -> None:
+class _LayerTree:
+    """The tree of one layer; members of one directory mostly follow each other, so the last one is remembered."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.root = new_directory(implied=True)
+        self._budget = budget
+        self._path: tuple[bytes, ...] | None = None
+        self._last = self.root
+
+    def directory(self, parts: tuple[bytes, ...]) -> Node:
+        """The directory that a path's last component belongs in."""
+        if parts[:-1] != self._path:
+            self._last, self._path = parent(self.root, parts, self._budget.spend), parts[:-1]
+        return self._last
+
+    def put(self, directory: Node, name: bytes, node: Node) -> Node:
+        """Give a name to a node, instead of the one that had it."""
+        old = directory.children.get(name)
+        if old is not None and not stat.S_ISREG(old.mode):
+            self._path = None  # the path may have led through it
+        directory.children[name] = node
+        return node
+
+
+def _place(member: Member, layer: _LayerTree, below: Node, spool: int) -> None:
     """Put a member into its layer's tree; `below` is what the lower layers made."""
     parts = split(member.name)
     if not parts or (_META in member.name and any(part.startswith(_META) and part != _OPAQUE for part in parts)):
         return  # the root itself, or AUFS's own book-keeping (layer.md "Whiteouts")
     name = parts[-1]
-    directory = parent(layer, parts, budget.spend)
+    directory = layer.directory(parts)
     if name == _OPAQUE:
         directory.opaque = True
     elif name.startswith(_WHITEOUT):
         directory.whiteouts = directory.whiteouts or set()
         directory.whiteouts.add(name[len(_WHITEOUT) :])
     elif member.kind is Kind.LINK:
-        directory.children[name] = _linked(member, _link_target(member, layer, below))
+        layer.put(directory, name, _linked(member, _link_target(member, layer.root, below)))
     elif member.kind is Kind.DIRECTORY:
         node = directory.children.get(name)
         if node is None or not node.is_dir:
-            node = directory.children[name] = new_directory()
+            node = layer.put(directory, name, new_directory())
         node.mode, node.uid, node.gid = stat.S_IFDIR | member.mode, member.uid, member.gid
         node.mtime, node.implied = member.mtime, False
     else:
-        directory.children[name] = _file(member, spool)
+        layer.put(directory, name, _file(member, spool))
 
 
 def _file(member: Member, spool: int) -> Node:

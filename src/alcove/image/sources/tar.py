@@ -73,7 +73,7 @@ class Member:
     rdev: tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would cost more than the rest of a header's parsing
 class _Header:
     name: bytes
     mode: int
@@ -181,7 +181,9 @@ def _number(field: bytes, what: str, offset: int) -> int:
         width = 8 * len(field) - 1
         value = int.from_bytes(field) & ((1 << width) - 1)
         return value - (1 << width) if value >> (width - 1) else value
-    digits = field.partition(b"\0")[0].strip(b" ") or b"0"
+    digits = field.rstrip(b"\0 ")
+    if not digits.isdigit():
+        digits = field.partition(b"\0")[0].strip(b" ") or b"0"
     if not digits.isdigit() or b"8" in digits or b"9" in digits:
         raise ImageFormatError("not an octal number", field=f"tar {what}", offset=offset)
     return int(digits, 8)
