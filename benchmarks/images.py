@@ -14,7 +14,7 @@ import math
 import random
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -128,12 +128,20 @@ class _Gzip:
         self._file.write(self._deflate.flush())
 
 
-def write_layout(layout: Path, size: int, *, gzip: bool = False, text: bool = False) -> int:
-    """An OCI layout of an image of `size` bytes by the recipe above; the number of its files."""
+def write_layout(layout: Path, size: int, *, gzip: bool = False, text: bool = False, scale: float = 1) -> int:
+    """An OCI layout of an image of `size` bytes by the recipe above; the number of its files.
+
+    `scale` makes every file that many times as large, so that there are fewer of them, or more.
+    """
     blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)
     with ThreadPoolExecutor(2) as pool:
-        made = list(pool.map(lambda n: _write_layer(blobs, n, int(size * _SHARES[n]), gzip, text), range(len(_SHARES))))
+        made = list(
+            pool.map(
+                lambda n: _write_layer(blobs, n, _lengths(n, int(size * _SHARES[n]), scale), gzip, text),
+                range(len(_SHARES)),
+            )
+        )
     _write_manifest(layout, [layer for layer, _, _ in made], [diff_id for _, diff_id, _ in made])
     return sum(count for _, _, count in made)
 
@@ -152,16 +160,17 @@ def write_tiny_files(layout: Path, count: int) -> None:
     _write_manifest(layout, [{"digest": diff_id, "size": out.size, "mediaType": f"{_TYPE}.layer.v1.tar"}], [diff_id])
 
 
-def _write_layer(blobs: Path, number: int, size: int, gzip: bool, text: bool) -> tuple[dict[str, object], str, int]:
+def _write_layer(
+    blobs: Path, number: int, lengths: Iterable[int], gzip: bool, text: bool
+) -> tuple[dict[str, object], str, int]:
     """One layer; its descriptor, its diff_id and how many files it has."""
-    rng = random.Random(number)  # noqa: S311
     source, path, count = Bytes(100 + number, text=text), blobs / f"layer-{number}", 0
     with path.open("wb") as file:
         blob = _Digested(file)
         packed = _Gzip(blob) if gzip else blob
         out = _Digested(packed)  # type: ignore[arg-type]
         with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
-            for length in _lengths(rng, size):
+            for length in lengths:
                 info = tarfile.TarInfo(f"opt/{number}/{count // 200:04}/file-{count:06}.bin")
                 info.size, info.mode, info.mtime = length, 0o644, 1_700_000_000 + count
                 archive.addfile(info, source)
@@ -173,17 +182,18 @@ def _write_layer(blobs: Path, number: int, size: int, gzip: bool, text: bool) ->
     return descriptor, f"sha256:{out.digest.hexdigest()}", count
 
 
-def _lengths(rng: random.Random, size: int) -> Iterator[int]:
-    """Lengths of files that add up to `size`: large ones first, then small ones, lognormal about 10 KiB."""
-    large, left = int(size * _LARGE_SHARE), size
+def _lengths(seed: int, size: int, scale: float) -> Iterator[int]:
+    """Lengths of files that add up to some `size`: large ones first, then small ones, lognormal about 10 KiB."""
+    rng = random.Random(seed)  # noqa: S311
+    left = int(size / scale)
+    small = left - int(left * _LARGE_SHARE)
     while left:
-        if left > size - large:
-            length = rng.randint(4 * MIB, 64 * MIB)
-            length = min(length, left - (size - large))
+        if left > small:
+            length = min(rng.randint(4 * MIB, 64 * MIB), left - small)
         else:
             length = min(left, MIB, int(math.exp(rng.gauss(math.log(8192), 1.2))) + 1)
         left -= length
-        yield length
+        yield int(length * scale)
 
 
 def _named(path: Path, written: _Digested) -> str:
