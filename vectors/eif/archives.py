@@ -173,6 +173,12 @@ def name_of_nothing() -> Made:
 
 
 @vector
+def name_empty() -> Made:
+    """A name that is its NUL alone."""
+    return refused(archive(("", *BOOT[0][1:])), "namesize", at("namesize"))
+
+
+@vector
 def name_without_end() -> Made:
     """No NUL where the name should end."""
     return refused(changed("namesize", b"00000003"), "name", 110)
