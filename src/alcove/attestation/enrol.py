@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from alcove.attestation.authority import Authority, Level, Place
 from alcove.attestation.certificate import Certificate, parse_certificate
 from alcove.attestation.files import PRIVATE, PUBLIC, locked, make_directory, read_file, remove_file, write_file
+from alcove.attestation.pem import certificates_from_pem
 from alcove.attestation.root_key import plain_pem
 from alcove.attestation.store import Entry, Store, fingerprint, pem
 from alcove.errors import InputError, MachineError, UsageError
@@ -131,7 +132,7 @@ def _checked_chain(data: bytes, place: Place, now: datetime) -> tuple[list[x509.
     if len(data) > MAX_ANSWER:
         raise InputError(f"a chain for a parent has at most {MAX_ANSWER} bytes")
     try:
-        certificates = x509.load_pem_x509_certificates(data)
+        certificates = certificates_from_pem(data)
         parsed = [parse_certificate(certificate.public_bytes(Encoding.DER)) for certificate in certificates]
     except ValueError as error:
         raise InputError(f"this is no chain of certificates: {error}") from None

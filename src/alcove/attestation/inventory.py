@@ -12,6 +12,7 @@ from cryptography import x509
 from alcove.attestation import pki
 from alcove.attestation.authority import Level
 from alcove.attestation.files import read_file
+from alcove.attestation.pem import certificates_from_pem
 from alcove.attestation.revocation import number_of, read_list
 from alcove.attestation.root_key import Kind
 from alcove.attestation.store import Store, common_name, fingerprint, is_issued_by, pem
@@ -160,7 +161,7 @@ def _list(path: Path) -> dict[str, Any]:
 
 def _certificates(path: Path) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(read_file(path))
+        return certificates_from_pem(read_file(path))
     except ValueError as error:
         raise MachineError(f"`{path}` is damaged: {error}") from None
 

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from alcove.attestation.document import MAX_PCRS, PCR_SIZES, AttestationDocument
+from alcove.attestation.pem import certificates_from_pem
 from alcove.errors import PolicyError
 
 IMAGE_PCRS: Final = (0, 1, 2)  # zero in debug mode and never otherwise
@@ -140,7 +140,7 @@ class SignedBy:
     @classmethod
     def from_pem(cls, pem: bytes) -> Self:
         """The signer whose certificate is the first in a PEM file, as for signing; ValueError when there is none."""
-        return cls(x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER))
+        return cls(certificates_from_pem(pem)[0].public_bytes(Encoding.DER))
 
     def check(self, document: AttestationDocument, *, allow_debug: bool = False) -> None:
         """Refuse an image that was signed with another certificate, or not at all."""

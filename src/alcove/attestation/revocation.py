@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from alcove.attestation import pki
 from alcove.attestation.authority import Authority
 from alcove.attestation.files import PUBLIC, locked, make_directory, read_file, remove_file, write_file
+from alcove.attestation.pem import certificates_from_pem
 from alcove.attestation.pki import Issuer
 from alcove.attestation.store import Store, common_name, fingerprint, is_issued_by, read_entry
 from alcove.errors import AlcoveError, MachineError, UsageError
@@ -36,7 +37,7 @@ def find_certificate(store: Store, text: str) -> x509.Certificate:
         content = read_file(Path(text))
         try:
             # a chain names its last certificate
-            return x509.load_pem_x509_certificates(content)[-1] if b"-----" in content else _der(content)
+            return certificates_from_pem(content)[-1] if b"-----" in content else _der(content)
         except ValueError as error:
             raise UsageError(f"`{text}` holds no certificate: {error}") from None
     with contextlib.suppress(ValueError):
@@ -44,7 +45,7 @@ def find_certificate(store: Store, text: str) -> x509.Certificate:
             return found
     with contextlib.suppress(UsageError):
         if (path := store.parent_path(text)).exists():
-            return x509.load_pem_x509_certificates(read_file(path))[-1]
+            return certificates_from_pem(read_file(path))[-1]
     raise UsageError(
         f"`{text}` is no file, no serial number of a certificate that was issued here, and no parent",
         hint="`alcove ca show` lists them",

@@ -34,6 +34,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from alcove.attestation.files import PRIVATE, PUBLIC, make_directory, read_file, remove_file, write_file
+from alcove.attestation.pem import certificates_from_pem
 from alcove.attestation.pki import Issuer
 from alcove.attestation.root_key import KeyPlace, plain_pem
 from alcove.errors import MachineError, UsageError
@@ -182,7 +183,7 @@ def read_entry(path: Path) -> Entry:
     """The certificate in a file, and the key if there is one; MachineError for anything else."""
     content = read_file(path)
     try:
-        certificate = x509.load_pem_x509_certificate(content)
+        certificate = certificates_from_pem(content)[0]
         key = load_pem_private_key(content, password=None) if b"PRIVATE KEY-----" in content else None
     except (ValueError, TypeError) as error:
         raise MachineError(f"`{path}` is damaged: {error}") from None

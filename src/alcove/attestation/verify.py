@@ -36,7 +36,6 @@ from dataclasses import KW_ONLY, InitVar, dataclass, field
 from datetime import datetime, timedelta
 from typing import ClassVar, Final
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -47,6 +46,7 @@ from alcove.attestation.certificate import Certificate
 from alcove.attestation.chain import ChainCache, check_validity, parse_entry, verified_chain
 from alcove.attestation.crl import RevocationLists
 from alcove.attestation.document import AttestationDocument, open_document
+from alcove.attestation.pem import certificates_from_pem
 from alcove.attestation.policy import Policy
 from alcove.codec import cose
 from alcove.errors import AttestationError, PolicyError
@@ -76,7 +76,7 @@ class Root:
     @classmethod
     def from_pem(cls, pem: bytes) -> Root:
         """The root in a PEM file that holds one certificate; ValueError for anything else."""
-        certificates = x509.load_pem_x509_certificates(pem)
+        certificates = certificates_from_pem(pem)
         if len(certificates) != 1:
             raise ValueError(f"{len(certificates)} certificates where one must be")
         return cls(hashlib.sha256(certificates[0].public_bytes(Encoding.DER)).digest())
