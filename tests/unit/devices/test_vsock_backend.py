@@ -280,21 +280,21 @@ def test_a_credit_request_is_always_answered(vsock: VsockRig) -> None:
 
 
 def test_small_packets_stay_far_from_the_guests_limit(vsock: VsockRig) -> None:
-    """At most 128 packets are outstanding, whatever their size (devices.md §5.3, second limit)."""
+    """At most 128 packets are outstanding (devices.md §5.3, second limit), and the guest is asked at half of them."""
     with vsock.guest() as guest:
         driver = vsock.driver(guest, buffers=8)
         peer = connect(vsock, driver)
-        packets = 0
+        packets, asked_at = 0, []
         for _ in range(2 * MAX_OUTSTANDING):
             peer.send(b"x")
             try:
-                header, _ = driver.receive(0.05)
+                while driver.receive(0.05)[0].op == Op.CREDIT_REQUEST:
+                    asked_at.append(packets)
             except TimeoutError:
-                break
-            if header.op == Op.CREDIT_REQUEST:
                 break
             packets += 1
         assert packets == MAX_OUTSTANDING
+        assert asked_at[0] == MAX_OUTSTANDING // 2
         driver.send(Op.CREDIT_UPDATE, port=5000, fwd_cnt=packets)
         while (received := driver.receive())[0].op == Op.CREDIT_REQUEST:
             pass

@@ -91,11 +91,28 @@ class VhostUserServer:
         """The ring's queue, or None while the ring may not be processed."""
         return self._vrings[index].queue
 
-    def publish(self, index: int) -> None:
-        """Show the guest what was pushed to a ring, and interrupt it once if that was anything."""
+    def publish(self, index: int, *, interrupt: bool = True) -> bool:
+        """Show the guest what was pushed to a ring, and interrupt it once if that was anything.
+
+        Args:
+            index: The ring.
+            interrupt: False leaves it to a later :meth:`interrupt`.
+
+        Returns:
+            Whether there was anything.
+        """
         vring = self._vrings[index]
-        if vring.queue is not None and vring.queue.publish() and vring.call is not None:
+        if vring.queue is None or not vring.queue.publish():
+            return False
+        if interrupt and vring.call is not None:
             _signal(vring.call)
+        return True
+
+    def interrupt(self, index: int) -> None:
+        """Make the guest look at a ring."""
+        call = self._vrings[index].call
+        if call is not None:
+            _signal(call)
 
     def guard(self, action: Callable[..., None], *args: object) -> None:
         """Run `action`; whatever it raises because of the peer ends the device with that reason."""

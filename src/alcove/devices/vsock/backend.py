@@ -4,6 +4,10 @@
 2. Bytes of a host socket are read straight into the buffers that the guest offered, each behind a header.
 3. Control packets leave first. When the guest offers no buffers, or gives no credit, host sockets are not read.
 4. Work per wake-up is bounded on both queues, so that other devices of the loop get their turn.
+5. The guest's data that host sockets do not take is kept, up to BUFFER a connection (credit.py) and MAX_HELD in all;
+   beyond, the connection that holds most is reset. Beyond the muxer's limits a REQUEST is refused with RST.
+6. The guest is told of packets taken in batches: it only frees their memory then, and each interrupt costs it more than
+   the packet did. Packets to it are announced at once.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from alcove.devices.reactor import Reactor
+from alcove.devices.reactor import Reactor, Timer
 from alcove.devices.vhost_user.messages import Feature, ProtocolFeature
 from alcove.devices.vhost_user.server import OnClosed, VhostUserServer
 from alcove.devices.vhost_user.session import Session
@@ -23,6 +27,7 @@ from alcove.devices.virtio.segments import clip, gather, total
 from alcove.devices.vsock import muxer as ev
 from alcove.devices.vsock.connection import Connection, State
 from alcove.devices.vsock.dialer import dial
+from alcove.devices.vsock.host_socket import Held
 from alcove.devices.vsock.hybrid import HybridListener
 from alcove.devices.vsock.muxer import Muxer
 from alcove.devices.vsock.outbox import Outbox
@@ -35,6 +40,9 @@ RX: Final = 0
 TX: Final = 1
 _QUEUES: Final = 3  # devices.md §3.5: the event queue stays inside QEMU, and is counted all the same
 _TX_BATCH: Final = 64  # packets per wake-up
+MAX_HELD: Final = 32 << 20  # bytes; 128 connections with a reader that does not read, at full credit
+_TAKEN_BATCH: Final = 32  # descriptors, a quarter of QEMU's ring
+_TAKEN_SECONDS: Final = 0.002  # the longest that a packet taken is not announced
 _MAX_LINGERING: Final = 64  # sockets that still take data of connections which the guest has reset
 
 
@@ -79,7 +87,10 @@ class VsockBackend:
         self._on_closed = on_closed
         self._muxer = Muxer(cid)
         self._streams: dict[Connection, Stream] = {}
+        self._held = Held()
         self._tx_stalled = False
+        self._taken = 0  # descriptors whose packets were taken since the last interrupt
+        self._taken_timer: Timer | None = None
         self._ran = False
         self._connections = 0
         self._bytes_from_guest = 0
@@ -98,7 +109,7 @@ class VsockBackend:
             on_started=self._started,
             on_closed=self._device_ended,
         )
-        self._outbox = Outbox(lambda: self._server.queue(RX), lambda: self._server.publish(RX), self._muxer)
+        self._outbox = Outbox(lambda: self._server.queue(RX), self._publish_rx, self._muxer)
 
     @property
     def counters(self) -> Counters:
@@ -108,6 +119,8 @@ class VsockBackend:
     def close(self) -> None:
         """Drop every connection and QEMU; no callback follows."""
         self._server.close()
+        if self._taken_timer is not None:
+            self._taken_timer.cancel()
         self._hybrid.close()
         self._drop_all()
 
@@ -147,10 +160,31 @@ class VsockBackend:
                 break
             self._packet(chain)
             queue.push(chain.head, 0)
-        self._server.publish(TX)
+            self._taken += len(chain.readable)
+        self._announce_taken()
         self._outbox.flush()
         if chain is not None or (self._tx_stalled and not self._muxer.backlog_full):
             self._reactor.call_soon(self._server.guard, self._serve_tx)
+
+    def _publish_rx(self) -> None:
+        self._server.publish(RX)
+
+    def _announce_taken(self) -> None:
+        if self._server.publish(TX, interrupt=False):
+            self._taken = max(self._taken, 1)  # the queue itself gives wrong chains back
+        if self._taken >= _TAKEN_BATCH:
+            self._interrupt_taken()
+        elif self._taken and self._taken_timer is None:
+            self._taken_timer = self._reactor.call_later(_TAKEN_SECONDS, self._server.guard, self._taken_late)
+
+    def _taken_late(self) -> None:
+        self._taken_timer = None
+        if self._taken:
+            self._interrupt_taken()
+
+    def _interrupt_taken(self) -> None:
+        self._taken = 0
+        self._server.interrupt(TX)
 
     def _packet(self, chain: Chain) -> None:
         raw = gather(chain.readable, HEADER_SIZE)
@@ -171,6 +205,8 @@ class VsockBackend:
             case ev.Data(_, length):
                 self._bytes_from_guest += length
                 stream.from_guest(clip(chain.readable, HEADER_SIZE, length))
+                if self._held.count > MAX_HELD:
+                    max(self._streams.values(), key=lambda each: each.held).drop()
             case ev.Accepted():
                 stream.accepted()
             case ev.Progress():
@@ -193,7 +229,13 @@ class VsockBackend:
             self._muxer.failed(connection)
             return
         guest = self._cid, Port(connection.key.guest_port)
-        dial(self._reactor, path, guest, lambda sock: self._server.guard(self._dialled, connection, sock))
+        dial(
+            self._reactor,
+            path,
+            guest,
+            lambda sock: self._server.guard(self._dialled, connection, sock),
+            wanted=lambda: connection.state is State.DIALLING,
+        )
 
     def _dialled(self, connection: Connection, sock: socket.socket | None) -> None:
         if connection.state is not State.DIALLING:  # the guest gave up
@@ -227,6 +269,7 @@ class VsockBackend:
             muxer=self._muxer,
             outbox=self._outbox,
             forget=self._forget,
+            held=self._held,
         )
         return stream
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Final
+from typing import Final, NamedTuple
 
 from alcove.devices.vsock.credit import Credit
 from alcove.devices.vsock.packet import Shutdown
@@ -95,8 +95,7 @@ TRANSITIONS: Final[dict[State, dict[Input, State]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """What tells connections apart; the parent has two CIDs, 2 and 3 (§5.5)."""
 
     host_cid: int
@@ -113,6 +112,8 @@ class Connection:
     credit: Credit = field(default_factory=Credit)
     guest_shutdown: Shutdown = Shutdown.NONE
     host_shutdown: Shutdown = Shutdown.NONE
+    update_queued: bool = False  # a CREDIT_UPDATE waits to leave
+    request_queued: bool = False  # a CREDIT_REQUEST does
 
     def step(self, happened: Input) -> None:
         """Move along the table.

@@ -51,6 +51,13 @@ class Credit:
         """How many packets with data may go to the guest now."""
         return MAX_OUTSTANDING - len(self._marks)
 
+    def packets_run_low(self) -> bool:
+        """Whether small packets use up the second limit long before the first, so that the guest should be asked.
+
+        A guest tells of progress by bytes: it would never do so by itself (§5.3).
+        """
+        return len(self._marks) >= MAX_OUTSTANDING // 2 and self._outstanding() <= self._peer_buffer // 4
+
     def send(self, length: int) -> None:
         """A packet with `length` bytes goes to the guest."""
         self._sent += length

@@ -6,6 +6,7 @@ import contextlib
 import secrets
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +16,8 @@ from alcove.devices.vsock.handshake import peer_name
 from alcove.errors import MachineError
 from alcove.types import Cid, Port
 
-_RETRY_SECONDS: Final = 0.01
-_ATTEMPTS: Final = 180  # 1.8 s, a little less than the guest itself waits (devices.md §5.4)
+_FIRST_RETRY: Final = 0.005  # seconds; each is twice the one before
+_LAST_RETRY: Final = 0.64  # 1.28 s in all, less than the guest itself waits (devices.md §5.4)
 
 
 def dial(
@@ -25,7 +26,8 @@ def dial(
     guest: tuple[Cid, Port],
     done: Callable[[socket.socket | None], None],
     *,
-    attempts: int = _ATTEMPTS,
+    wanted: Callable[[], bool],
+    retry: float = _FIRST_RETRY,
 ) -> None:
     """Connect to `path`.
 
@@ -36,8 +38,11 @@ def dial(
         path: Where the program listens.
         guest: CID and port of the guest's end; the program sees them as the peer's address.
         done: Called with the connected, non-blocking socket, or None.
-        attempts: How often to try.
+        wanted: Whether the guest still waits; asked before each new try.
+        retry: Seconds until the next try.
     """
+    if not wanted():
+        return
     try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     except OSError:  # no descriptors left
@@ -50,9 +55,9 @@ def dial(
             sock.connect(address)
     except BlockingIOError:
         sock.close()
-        if attempts > 1:
-            again = lambda: dial(reactor, path, guest, done, attempts=attempts - 1)  # noqa: E731
-            reactor.call_later(_RETRY_SECONDS, again)
+        if retry <= _LAST_RETRY:
+            again = partial(dial, reactor, path, guest, done, wanted=wanted, retry=2 * retry)
+            reactor.call_later(retry, again)
         else:
             done(None)
     except (OSError, MachineError):

@@ -1,7 +1,8 @@
 """The host's end of one vsock connection: a non-blocking Unix socket and what it has not taken yet.
 
 Bytes from the guest go to the socket straight from guest memory. What the socket does not take at once is copied and
-kept; credit bounds it to BUFFER bytes (devices.md §5.3), since `forwarded` counts only what the socket took.
+kept; credit bounds it to BUFFER bytes (devices.md §5.3), since `forwarded` counts only what the socket took. `Held`
+sums it up over all connections, for the limit that is theirs together.
 """
 
 from __future__ import annotations
@@ -10,6 +11,15 @@ import socket
 from collections.abc import Callable, Sequence
 
 from alcove.devices.reactor import Reactor
+
+
+class Held:
+    """How many bytes of the guest the sockets of all its connections together have not taken."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
 
 
 class HostSocket:
@@ -21,6 +31,8 @@ class HostSocket:
         on_readable: Called whenever there is something to read, while :meth:`resume` is in force.
         on_taken: Called with the number of bytes the socket took after :meth:`write` had returned.
         on_deaf: Called once when the other side takes no more; the rest is discarded.
+        guard: Runs callbacks of the loop.
+        held: Counts what this socket and others have not taken.
     """
 
     def __init__(
@@ -31,12 +43,16 @@ class HostSocket:
         on_readable: Callable[[], None],
         on_taken: Callable[[int], None],
         on_deaf: Callable[[], None],
+        guard: Callable[..., None],
+        held: Held,
     ) -> None:
         self._reactor = reactor
         self._socket = sock
         self._on_readable = on_readable
         self._on_taken = on_taken
         self._on_deaf = on_deaf
+        self._guard = guard
+        self._all_held = held
         self._pending = bytearray()
         self._reading = False
         self._deaf = False
@@ -47,6 +63,11 @@ class HostSocket:
     def flushed(self) -> bool:
         """Whether the socket has taken everything."""
         return not self._pending
+
+    @property
+    def held(self) -> int:
+        """Bytes that the socket has not taken."""
+        return len(self._pending)
 
     def write(self, views: Sequence[memoryview | bytes]) -> int:
         """Hand over bytes; what the socket does not take now is kept.
@@ -97,7 +118,7 @@ class HostSocket:
         """Report readable again."""
         if not self._reading and not self.closed:
             self._reading = True
-            self._reactor.add_reader(self._socket.fileno(), self._on_readable)
+            self._reactor.add_reader(self._socket.fileno(), self._guard, self._on_readable)
 
     def pause(self) -> None:
         """Report readable no more."""
@@ -112,16 +133,19 @@ class HostSocket:
         self.pause()
         if self._pending:
             self._reactor.remove_writer(self._socket.fileno())
+        self._all_held.count -= len(self._pending)
         self._pending.clear()
         self.closed = True
         self._socket.close()
 
     def _keep(self, views: Sequence[memoryview | bytes], skip: int) -> None:
         if not self._pending:
-            self._reactor.add_writer(self._socket.fileno(), self._writable)
+            self._reactor.add_writer(self._socket.fileno(), self._guard, self._writable)
+        before = len(self._pending)
         for view in views:
             self._pending += view[skip:]
             skip = max(skip - len(view), 0)
+        self._all_held.count += len(self._pending) - before
 
     def _writable(self) -> None:
         try:
@@ -132,6 +156,7 @@ class HostSocket:
             taken = len(self._pending)
             self._become_deaf()
         del self._pending[:taken]
+        self._all_held.count -= taken
         if not self._pending:
             self._reactor.remove_writer(self._socket.fileno())
             if self._end_wanted:

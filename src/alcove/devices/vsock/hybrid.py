@@ -16,7 +16,7 @@ from alcove.errors import MachineError, ProtocolError
 from alcove.types import Port
 
 COMMAND_SECONDS: Final = 5.0  # for the whole command; §5.6 wants a limit in time
-_MAX_WAITING: Final = 128  # clients that have not sent their command
+_MAX_WAITING: Final = 128  # clients that have not sent their command; beyond, the one that waits longest is dropped
 _ACCEPT_PAUSE: Final = 1.0  # seconds, after the process ran out of descriptors
 _BACKLOG: Final = 128
 
@@ -63,8 +63,7 @@ class HybridListener:
             self._reactor.call_later(_ACCEPT_PAUSE, self._accept_again)
             return
         if len(self._waiting) >= _MAX_WAITING:
-            client.close()
-            return
+            self._drop(next(iter(self._waiting)))
         client.setblocking(False)
         self._waiting[client] = bytearray(), self._reactor.call_later(COMMAND_SECONDS, self._drop, client)
         self._reactor.add_reader(client.fileno(), self._read, client)

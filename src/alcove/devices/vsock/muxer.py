@@ -9,6 +9,8 @@ Rules:
 2. A packet for an unknown connection is refused with RST; an RST is never answered.
 3. Control packets wait in their own queue and go before data. Counters are filled in when a packet leaves.
 4. The guest can make this queue grow; a caller stops taking its packets while `backlog_full`.
+5. Connections are bounded, and so are those that no listener has taken yet: beyond MAX_CONNECTIONS or MAX_DIALLING a
+   REQUEST is refused with RST, and `open` raises.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from alcove.devices.vsock.packet import STREAM, Header, Op, Shutdown
 from alcove.errors import ProtocolError
 from alcove.types import HOST_CID, PARENT_CID, Cid, Port
 
-MAX_CONNECTIONS: Final = 1023  # §5.3, as Firecracker
+MAX_CONNECTIONS: Final = 4096  # a descriptor and some 4 KiB each; what is beyond is refused with RST
+MAX_DIALLING: Final = 256  # connections whose listener has not taken them yet; what is beyond is refused with RST
 MAX_BACKLOG: Final = 256  # control packets; more than any guest makes us queue while it offers buffers
 _FIRST_LOCAL_PORT: Final = 1 << 30  # §5.6: [2³⁰, 2³¹), round robin
 _LOCAL_PORTS: Final = 1 << 30
+_RW: Final = Op.RW.value  # plain: looking up a member of an enum costs as much as the rest of a header
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class Muxer:
         self._connections: dict[Key, Connection] = {}
         self._control: deque[_Control] = deque()
         self._next_port = 0
+        self._dialling = 0
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -160,7 +165,7 @@ class Muxer:
 
     def connected(self, connection: Connection) -> None:
         """The host took the guest's connection."""
-        connection.step(Input.HOST_CONNECTED)
+        self._step(connection, Input.HOST_CONNECTED)
         self._queue(connection, Op.RESPONSE)
 
     def ended(self, connection: Connection) -> None:
@@ -194,26 +199,37 @@ class Muxer:
         """The host took `length` bytes of the guest's data."""
         connection.credit.forward(length)
         if connection.state is State.OPEN and connection.credit.update_due():
-            self._queue_once(connection, Op.CREDIT_UPDATE)
+            self._queue_update(connection)
 
     def ask_for_credit(self, connection: Connection) -> None:
         """Ask the guest for its counters."""
-        self._queue_once(connection, Op.CREDIT_REQUEST)
+        if not connection.request_queued:
+            connection.request_queued = True
+            self._queue(connection, Op.CREDIT_REQUEST)
 
     def next_control(self) -> Header | None:
         """The next control packet; taking it means that it leaves."""
         while self._control:
             control = self._control.popleft()
             connection = control.connection
-            if connection is not None and connection.state is State.CLOSED and control.op != Op.RST:
-                continue
+            if connection is not None:
+                if connection.state is State.CLOSED and control.op != Op.RST:
+                    continue
+                if control.op == Op.CREDIT_UPDATE:
+                    connection.update_queued = False
+                elif control.op == Op.CREDIT_REQUEST:
+                    connection.request_queued = False
             return self._header(control, connection)
         return None
 
     def data_header(self, connection: Connection, length: int) -> Header:
         """The header of a data packet that leaves now; `length` is within the allowance."""
-        connection.credit.send(length)
-        return self._header(_Control(connection.key, Op.RW), connection, length)
+        credit, key = connection.credit, connection.key
+        credit.send(length)
+        buf_alloc, fwd_cnt = credit.stamp()
+        return Header(
+            key.host_cid, self._cid, key.host_port, key.guest_port, length, STREAM, _RW, 0, buf_alloc, fwd_cnt
+        )
 
     def reset(self) -> None:
         """The guest started anew: nothing of before is left."""
@@ -221,6 +237,7 @@ class Muxer:
             connection.state = State.CLOSED
         self._connections.clear()
         self._control.clear()
+        self._dialling = 0
 
     def _request(self, key: Key, header: Header) -> Iterator[Event]:
         old = self._connections.get(key)
@@ -229,11 +246,12 @@ class Muxer:
             yield Gone(old)
         # an answer to an earlier attempt would be taken for the answer to this one
         self._control = deque(control for control in self._control if control.key != key)
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if len(self._connections) >= MAX_CONNECTIONS or self._dialling >= MAX_DIALLING:
             self._refuse(key, header)
             return
         connection = self._connections[key] = Connection(key, State.DIALLING)
         connection.credit.learn(header.buf_alloc, header.fwd_cnt)
+        self._dialling += 1
         yield Dial(connection)
 
     def _packet(self, connection: Connection, header: Header, available: int) -> Iterator[Event]:
@@ -258,7 +276,7 @@ class Muxer:
                 connection.step(Input.GUEST_CREDIT)
             case Op.CREDIT_REQUEST:
                 connection.step(Input.GUEST_CREDIT)
-                self._queue_once(connection, Op.CREDIT_UPDATE)
+                self._queue_update(connection)
             case Op.SHUTDOWN:
                 yield from self._shutdown(connection, Shutdown(header.flags & Shutdown.BOTH))
             case Op.RST:
@@ -311,18 +329,25 @@ class Muxer:
         self._queue(connection, Op.RST)
 
     def _forget(self, connection: Connection, happened: Input) -> None:
-        connection.step(happened)
+        self._step(connection, happened)
         if self._connections.get(connection.key) is connection:
             del self._connections[connection.key]
 
     def _queue(self, connection: Connection, op: Op, flags: int = 0) -> None:
         self._control.append(_Control(connection.key, op, flags, connection))
 
-    def _queue_once(self, connection: Connection, op: Op) -> None:
-        if not any(c.connection is connection and c.op == op for c in self._control):
-            self._queue(connection, op)
+    def _queue_update(self, connection: Connection) -> None:
+        if not connection.update_queued:
+            connection.update_queued = True
+            self._queue(connection, Op.CREDIT_UPDATE)
 
-    def _header(self, control: _Control, connection: Connection | None, length: int = 0) -> Header:
+    def _step(self, connection: Connection, happened: Input) -> None:
+        was = connection.state
+        connection.step(happened)
+        if was is State.DIALLING and connection.state is not State.DIALLING:
+            self._dialling -= 1
+
+    def _header(self, control: _Control, connection: Connection | None) -> Header:
         buf_alloc, fwd_cnt = connection.credit.stamp() if connection is not None else (0, 0)
         key = control.key
         return Header(
@@ -330,7 +355,7 @@ class Muxer:
             dst_cid=self._cid,
             src_port=key.host_port,
             dst_port=key.guest_port,
-            length=length,
+            length=0,
             type=control.type,
             op=control.op,
             flags=control.flags,

@@ -4,13 +4,16 @@ Core: guest buffers in, packets out.
 
 The guest offers buffers of its own choice, about 3.7 KiB each in new kernels. Data is cut to fit them, control packets
 go first, and nothing is read from the host before there is a buffer to read it into.
+
+Streams share the buffers in turns. Who finds none waits in line; while there is a line, everybody joins its end, and a
+turn is QUANTUM packets. So what waits behind bulk transfers waits for one turn of each, not for their end.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from alcove.devices.virtio.queue import Chain, SplitQueue
 from alcove.devices.virtio.segments import clip, scatter, total
@@ -19,10 +22,10 @@ from alcove.devices.vsock.muxer import Muxer
 from alcove.devices.vsock.packet import HEADER_SIZE, MAX_PACKET
 
 MAX_BUFFERS: Final = 64  # at a time: a quarter of a megabyte, which is what credit allows
+QUANTUM: Final = 16  # packets of a turn while others wait
 
 
-@dataclass(frozen=True, slots=True)
-class GuestBuffer:
+class GuestBuffer(NamedTuple):
     """Room for a header and, in `payload`, for `room` bytes."""
 
     chain: Chain
@@ -43,19 +46,34 @@ class Outbox:
         self._queue = queue
         self._publish = publish
         self._muxer = muxer
-        self._waiting: dict[Callable[[], None], None] = {}  # in order of arrival
+        self._line: OrderedDict[Callable[[], None], None] = OrderedDict()
+        self._dry = False  # the last look found no buffer
         self.sent = 0
 
-    def kicked(self) -> None:
-        """The guest offered buffers: control packets first, then those who wait are called."""
-        self.flush()
-        waiting, self._waiting = self._waiting, {}
-        for resume in waiting:
-            resume()
+    @property
+    def contended(self) -> bool:
+        """Whether somebody waits for buffers, so that it is not the caller's turn."""
+        return bool(self._line)
 
-    def wait(self, resume: Callable[[], None]) -> None:
-        """Call `resume` once when the guest has offered buffers."""
-        self._waiting[resume] = None
+    def kicked(self) -> None:
+        """The guest offered buffers: control packets first, then those in line have their turns."""
+        self.flush()
+        self._dry = False
+        for _ in range(len(self._line)):
+            if self._dry or not self._line:
+                break
+            turn, _none = self._line.popitem(last=False)
+            turn()
+
+    def wait(self, turn: Callable[[], None], *, first: bool = False) -> None:
+        """Stand in line: `turn` is called once. `first` is for who had a turn and found no buffer."""
+        self._line[turn] = None
+        if first:
+            self._line.move_to_end(turn, last=False)
+
+    def leave(self, turn: Callable[[], None]) -> None:
+        """Stand in line no more."""
+        self._line.pop(turn, None)
 
     def flush(self) -> None:
         """Send control packets while there are buffers."""
@@ -80,10 +98,11 @@ class Outbox:
         buffers: list[GuestBuffer] = []
         if queue is None:
             return buffers
-        packets = min(packets, MAX_BUFFERS)
+        packets = min(packets, QUANTUM if self._line else MAX_BUFFERS)
         while length > 0 and len(buffers) < packets:
             buffer = self._take_one(queue, length, first=not buffers)
             if buffer is None:
+                self._dry = not buffers
                 break
             buffers.append(buffer)
             length -= buffer.room
@@ -103,7 +122,7 @@ class Outbox:
         while length > 0:
             buffer = buffers[used]
             part = min(length, buffer.room)
-            scatter(clip(buffer.chain.writable, 0, HEADER_SIZE), self._muxer.data_header(connection, part).pack())
+            scatter(buffer.chain.writable, self._muxer.data_header(connection, part).pack())
             queue.push(buffer.chain.head, HEADER_SIZE + part)
             length -= part
             used += 1
@@ -119,10 +138,13 @@ class Outbox:
         buffers that may still be given back ends the row instead.
         """
         while (chain := queue.pop()) is not None:
-            room = total(chain.writable) - HEADER_SIZE
+            segments = chain.writable
+            room = total(segments) - HEADER_SIZE
             if room >= (1 if length else 0):
                 room = min(room, length, MAX_PACKET)
-                return GuestBuffer(chain, clip(chain.writable, HEADER_SIZE, room), room)
+                if len(segments) == 1:  # as new kernels offer them
+                    return GuestBuffer(chain, [segments[0][HEADER_SIZE : HEADER_SIZE + room]], room)
+                return GuestBuffer(chain, clip(segments, HEADER_SIZE, room), room)
             if not first:
                 queue.rewind(1)
                 return None

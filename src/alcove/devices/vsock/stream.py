@@ -9,13 +9,14 @@ from typing import Final
 from alcove.devices.reactor import Reactor, Timer
 from alcove.devices.vsock.connection import Connection, State
 from alcove.devices.vsock.handshake import accepted
-from alcove.devices.vsock.host_socket import HostSocket
+from alcove.devices.vsock.host_socket import Held, HostSocket
 from alcove.devices.vsock.muxer import Muxer
 from alcove.devices.vsock.outbox import MAX_BUFFERS, Outbox
 
 REQUEST_SECONDS: Final = 2.0  # §5.4 rule 6
-_FIRST_ASK: Final = 0.001  # seconds without credit before asking; a guest that reads on tells by itself sooner
-_SLOWEST_ASK: Final = 0.128
+_FIRST_ASK: Final = 0.02  # seconds without credit before asking; a guest that reads on tells by itself sooner
+_FIRST_ASK_SMALL: Final = 0.001  # when packets are counted, not bytes: of those the guest tells nothing by itself
+_SLOWEST_ASK: Final = 1.28
 
 
 class Stream:
@@ -29,6 +30,7 @@ class Stream:
         muxer: Knows the connection.
         outbox: Where packets to the guest go.
         forget: Called with the connection once the socket is closed.
+        held: Counts what the sockets of all connections have not taken.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Stream:
         muxer: Muxer,
         outbox: Outbox,
         forget: Callable[[Connection], None],
+        held: Held,
     ) -> None:
         self._reactor = reactor
         self._guard = guard
@@ -50,15 +53,24 @@ class Stream:
         self._forget = forget
         self._timer: Timer | None = None
         self._blocked = False
+        self._asked = False  # since the guest's last packet
+        self._deaf_guest = False
         self._ask_delay = _FIRST_ASK
         self._batch = 1  # guest buffers for the next read: follows the size of what the host sends
         self._host = HostSocket(
             reactor,
             sock,
-            on_readable=lambda: guard(self._pump),
-            on_taken=lambda count: guard(self._taken, count),
+            on_readable=self._readable,
+            on_taken=self._taken,
             on_deaf=self._deaf,
+            guard=guard,
+            held=held,
         )
+
+    @property
+    def held(self) -> int:
+        """Bytes from the guest that the socket has not taken."""
+        return self._host.held
 
     def open(self) -> None:
         """The guest's connection reached the host."""
@@ -85,9 +97,9 @@ class Stream:
 
     def progress(self) -> None:
         """The guest's counters arrived."""
+        self._asked = False
         if self._blocked and self._connection.credit.allowance():
             self._blocked = False
-            self._ask_delay = _FIRST_ASK
             self._cancel_timer()
             self._host.resume()
 
@@ -97,61 +109,101 @@ class Stream:
 
     def guest_deaf(self) -> None:
         """The guest takes no more: the host's writes fail from now on."""
+        self._deaf_guest = True
         self._host.stop_reading()
+
+    def drop(self) -> None:
+        """End the connection at once, for the device's own sake: RST, and what the socket has not taken is lost."""
+        if self._connection.state is State.CLOSED:
+            self.close()
+        else:
+            self._fail()
 
     def finish(self) -> None:
         """The guest closed or reset: what it sent before still goes to the host (§5.4 rule 1)."""
         self._cancel_timer()
+        self._outbox.leave(self._turn)
         self._host.stop_reading()
         self._finish_if_flushed()
 
     def close(self) -> None:
         """Close the socket, whatever it has not taken."""
         self._cancel_timer()
+        self._outbox.leave(self._turn)
         self._host.close()
         self._forget(self._connection)
 
-    def _pump(self) -> None:
-        """Read once from the host, into the guest's buffers."""
-        connection = self._connection
-        allowance = connection.credit.allowance()
-        if connection.state is not State.OPEN or not allowance:
+    def _readable(self) -> None:
+        """The host sent something: it is this stream's turn, unless others wait for theirs."""
+        if self._outbox.contended:
             self._host.pause()
-            if connection.state is State.OPEN:
-                self._block()
-            return
-        buffers = self._outbox.take(allowance, min(self._batch, connection.credit.packets()))
+            self._outbox.wait(self._turn)
+        else:
+            self._pump()
+
+    def _turn(self) -> None:
+        """The turn that this stream stood in line for."""
+        if self._pump():
+            self._host.resume()
+
+    def _pump(self) -> bool:
+        """Read once from the host, into the guest's buffers.
+
+        Returns:
+            Whether to go on when the host has more; else reading is paused.
+        """
+        connection = self._connection
+        credit = connection.credit
+        if connection.state is not State.OPEN or self._deaf_guest:
+            self._host.pause()
+            return False
+        allowance = credit.allowance()
+        if not allowance:
+            self._host.pause()
+            self._block()
+            return False
+        buffers = self._outbox.take(allowance, min(self._batch, credit.packets()))
         if not buffers:
             self._host.pause()
-            self._outbox.wait(self._host.resume)
-            return
+            self._outbox.wait(self._turn, first=True)
+            return False
         try:
             length = self._host.read_into([view for buffer in buffers for view in buffer.payload])
         except BlockingIOError:
             self._outbox.send(connection, buffers, 0)
-            return
+            return True
         except OSError:
             self._outbox.send(connection, buffers, 0)
             self._fail()
-            return
+            return False
         used = self._outbox.send(connection, buffers, length)
         self._batch = min(2 * used, MAX_BUFFERS) if used == len(buffers) else used + 1
         if not length:
             self._host.pause()
             self._muxer.ended(connection)
             self._outbox.flush()
+            return False
+        if not self._asked and credit.packets_run_low():
+            self._ask_now()
+        return True
 
     def _block(self) -> None:
         """Wait for credit. The guest tells by itself when it has read much; ask too, ever more seldom (§5.3)."""
-        self._blocked = True
+        if not self._blocked:
+            self._blocked = True
+            self._ask_delay = _FIRST_ASK if self._connection.credit.packets() else _FIRST_ASK_SMALL
         self._timer = self._reactor.call_later(self._ask_delay, self._guard, self._ask)
 
     def _ask(self) -> None:
         if self._blocked and self._connection.state is State.OPEN:
             self._ask_delay = min(2 * self._ask_delay, _SLOWEST_ASK)
-            self._muxer.ask_for_credit(self._connection)
-            self._outbox.flush()
+            self._ask_now()
             self._block()
+
+    def _ask_now(self) -> None:
+        self._asked = True
+        self._muxer.ask_for_credit(self._connection)
+        self._outbox.flush()
 
     def _taken(self, count: int) -> None:
         self._muxer.forwarded(self._connection, count)
