@@ -53,6 +53,14 @@ class Realm:
         """The ARN of a user."""
         return f"arn:{self.partition}:iam::{self.account}:user/{name}"
 
+    def role_arn(self, name: str) -> str:
+        """The ARN of a role."""
+        return f"arn:{self.partition}:iam::{self.account}:role/{name}"
+
+    def session_arn(self, role: str, session: str) -> str:
+        """The ARN of a role's session."""
+        return f"arn:{self.partition}:sts::{self.account}:assumed-role/{role}/{session}"
+
 
 @dataclass(frozen=True, slots=True)
 class Key:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from alcove.errors import MachineError, UsageError
 from alcove.kms.keys import Key, KeyState
 from alcove.kms.rootkey import RootKey, create_root_key, load_root_key
-from alcove.kms.store import AccessKey, User
+from alcove.kms.sqlite_users import SCHEMA as USER_SCHEMA
+from alcove.kms.sqlite_users import UserTables
 
 DEFAULT_ACCOUNT: Final = "111122223333"
 SCHEMA_VERSION: Final = 1
@@ -27,11 +26,6 @@ CREATE TABLE IF NOT EXISTS keys (
 CREATE TABLE IF NOT EXISTS materials (
   key_id TEXT NOT NULL REFERENCES keys ON DELETE CASCADE, material_id TEXT NOT NULL, wrapped BLOB NOT NULL,
   PRIMARY KEY (key_id, material_id)) STRICT;
-CREATE TABLE IF NOT EXISTS users (
-  user_id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL, policies TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS access_keys (
-  access_key_id TEXT PRIMARY KEY, user_id TEXT NOT NULL REFERENCES users ON DELETE CASCADE,
-  wrapped BLOB NOT NULL) STRICT;
 """
 _COLUMNS = "key_id, created, policy, material_id, description, state, deletion_date, spec, usage, origin, tags"
 
@@ -60,7 +54,7 @@ def open_store(url: str, root_key: Path, *, account: str | None = None) -> Sqlit
         raise MachineError(f"cannot open the store {path}: {error}") from error
 
 
-class SqliteStore:
+class SqliteStore(UserTables):
     """One connection to one file; use it from one thread at a time. Made by `open_store`."""
 
     def __init__(self, path: Path, root_key: Path, account: str | None) -> None:
@@ -70,7 +64,7 @@ class SqliteStore:
             for pragma in pragmas:
                 self._database.execute(f"PRAGMA {pragma}")
             with self._transaction():
-                for statement in filter(str.strip, _SCHEMA.split(";")):
+                for statement in filter(str.strip, (_SCHEMA + USER_SCHEMA).split(";")):
                     self._database.execute(statement)
                 self._root = self._open_root(root_key, account)
             self._account = str(self._meta("account"))
@@ -131,38 +125,6 @@ class SqliteStore:
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return due
 
-    def add_user(self, user: User, access_key_id: str, secret: str) -> None:
-        """Adds a user with one access key."""
-        wrapped = self._root.wrap(secret.encode(), _secret_name(access_key_id))
-        row = (user.user_id, user.name, user.created, json.dumps(user.policies))
-        try:
-            with self._transaction():
-                self._database.execute("INSERT INTO users VALUES (?,?,?,?)", row)
-                self._database.execute("INSERT INTO access_keys VALUES (?,?,?)", (access_key_id, user.user_id, wrapped))
-        except sqlite3.IntegrityError:
-            raise UsageError(f"there is a user {user.name} already") from None
-
-    def remove_user(self, name: str) -> bool:
-        """Removes a user with its access keys."""
-        return self._database.execute("DELETE FROM users WHERE name=?", (name,)).rowcount > 0
-
-    def users(self) -> list[User]:
-        """Every user, by name."""
-        rows = self._database.execute("SELECT user_id, name, created, policies FROM users ORDER BY name")
-        return [_user(row) for row in rows]
-
-    def access_key(self, access_key_id: str) -> AccessKey | None:
-        """An access key and its user."""
-        query = (
-            "SELECT user_id, name, created, policies, wrapped FROM access_keys JOIN users USING (user_id) "
-            "WHERE access_key_id=?"
-        )
-        row = self._database.execute(query, (access_key_id,)).fetchone()
-        if row is None:
-            return None
-        secret = self._root.unwrap(row[4], _secret_name(access_key_id)).decode()
-        return AccessKey(access_key_id, secret, _user(row[:4]))
-
     def close(self) -> None:
         """Lets go of the database."""
         self._database.close()
@@ -194,16 +156,6 @@ class SqliteStore:
         row = self._database.execute("SELECT value FROM meta WHERE name=?", (name,)).fetchone()
         return None if row is None else row[0] if name == "verifier" else row[0].decode()
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
-
 
 def _row(key: Key) -> tuple[Any, ...]:
     changing = (key.policy, key.material_id, key.description, key.state.value, key.deletion_date)
@@ -224,13 +176,5 @@ def _key(row: tuple[Any, ...]) -> Key:
     )
 
 
-def _user(row: tuple[Any, ...]) -> User:
-    return User(row[0], row[1], row[2], tuple(json.loads(row[3])))
-
-
 def _material_name(key_id: str, material_id: str) -> str:
     return f"material/{key_id}/{material_id}"
-
-
-def _secret_name(access_key_id: str) -> str:
-    return f"access-key/{access_key_id}"

@@ -5,6 +5,7 @@ Core: the Protocol between the service and a database, and the records that cros
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,17 @@ class User:
     name: str
     created: float
     policies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A role that some users may take on; `trusted` are their ids, `policies` as in `User`."""
+
+    role_id: str
+    name: str
+    created: float
+    policies: tuple[str, ...] = ()
+    trusted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +90,44 @@ class KeyStore(Protocol):
         """Every user, by name."""
         ...
 
+    def save_user_policies(self, name: str, policies: Sequence[str]) -> bool:
+        """Replaces the identity policies of a user; False when there is none."""
+        ...
+
     def access_key(self, access_key_id: str) -> AccessKey | None:
         """An access key and its user."""
+        ...
+
+    def access_key_ids(self, name: str) -> list[str]:
+        """The ids of a user's access keys, the oldest first."""
+        ...
+
+    def add_access_key(self, name: str, access_key_id: str, secret: str, *, instead: bool, limit: int) -> None:
+        """Gives a user one more access key, `limit` in all, or one instead of all it has."""
+        ...
+
+    def remove_access_key(self, name: str, access_key_id: str) -> bool:
+        """Removes one access key of a user; False when it has no such key."""
+        ...
+
+    def add_role(self, role: Role) -> None:
+        """Adds a role; raises UsageError for a name that is taken."""
+        ...
+
+    def remove_role(self, name: str) -> bool:
+        """Removes a role, and with it every session of it; False when there is none."""
+        ...
+
+    def save_role_policies(self, name: str, policies: Sequence[str]) -> bool:
+        """Replaces the identity policies of a role; False when there is none."""
+        ...
+
+    def roles(self) -> list[Role]:
+        """Every role, by name."""
+        ...
+
+    def role(self, role_id: str) -> Role | None:
+        """One role, by its id."""
         ...
 
     def close(self) -> None:
