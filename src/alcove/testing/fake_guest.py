@@ -9,6 +9,7 @@ with FakeGuest(path, queues=(2,)) as guest:   # NSM
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from typing import Final, Self
@@ -47,8 +48,11 @@ class FakeGuest:
         self.front_end = FrontEnd(path, timeout=timeout)
         self.config_size = config_size
         self.config = b""
-        self._fd = os.memfd_create("guest", os.MFD_CLOEXEC)
+        self._fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self._fd, memory)
+        fcntl.fcntl(
+            self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+        )  # as QEMU's memory-backend-memfd
         self.memory = memoryview(mmap.mmap(self._fd, memory))
         self.regions = (
             RegionSpec(0, _HOLE, USER_BASE, 0),

@@ -150,8 +150,8 @@ def test_the_ring_address_message_has_used_before_available() -> None:
 def test_any_message_is_understood_or_a_protocol_error(request_: int, payload: bytes, fds: list[int]) -> None:
     """Nothing but ProtocolError comes out of the core."""
     core = session()
-    core.receive_data(message(request_, payload), fds)
     try:
+        core.receive_data(message(request_, payload), fds)
         for event in core.events():
             if isinstance(event, ev.VringStopped):
                 core.answer_vring_base(0)
@@ -180,9 +180,11 @@ def test_any_bytes_are_understood_or_a_protocol_error(data: bytes) -> None:
         wire._REGION_COUNT.pack(9, 0) + bytes(9 * 32),
         wire._REGION_COUNT.pack(1, 0) + wire._REGION.pack(0, 0, 0, 0),
         wire._REGION_COUNT.pack(1, 0) + wire._REGION.pack(2**64 - 1, 2, 0, 0),
+        wire.pack_regions((RegionSpec(0, 0x2000, 0, 0), RegionSpec(0x1FFF, 0x1000, 1 << 40, 0))),
+        wire.pack_regions((RegionSpec(0, 0x2000, 0, 0), RegionSpec(1 << 40, 0x1000, 0x1000, 0))),
     ],
 )
 def test_memory_tables_are_checked(payload: bytes) -> None:
-    """Count, size, empty regions and regions that wrap around."""
+    """Count, size, empty regions, regions that wrap around, and those that overlap for the guest or the front-end."""
     with pytest.raises(ProtocolError):
         wire.parse_regions(payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import struct
 
 import pytest
@@ -9,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alcove.devices.vhost_user.memory import GuestMemory, Region
+from alcove.devices.virtio import fence
+from alcove.devices.virtio.fence import ORDERED, full_fence, host_fence
 from alcove.devices.virtio.queue import RingLayout, SplitQueue
 from alcove.devices.virtio.segments import clip, gather, scatter, total
-from alcove.errors import ProtocolError
+from alcove.errors import MachineError, ProtocolError
 
 SIZE = 8
 USER = 1 << 40
@@ -142,10 +145,23 @@ def test_a_broken_queue_stays_broken(fields: tuple[int, int, int, int]) -> None:
 
 @pytest.mark.parametrize(
     "layout",
-    [(0, 0, 0, 0), (3, 0, 0, 0), (2048, 0, 0, 0), (8, 8, 0, 0), (8, 0, 1, 0), (8, 0, 0, 2)],
+    [
+        (0, 0, 0x800, 0x1000),
+        (3, 0, 0x800, 0x1000),
+        (2048, 0, 0x10000, 0x20000),
+        (2**32 - 1, 0, 0x10000, 0x20000),
+        (8, 8, 0x800, 0x1000),
+        (8, 0, 0x801, 0x1000),
+        (8, 0, 0x800, 0x1002),
+        (8, 0, 126, 0x1000),
+        (8, 0x810, 0x800, 0x1000),
+        (8, 0, 0x800, 0x810),
+        (8, 0, 0x800, 124),
+    ],
 )
 def test_layouts_are_checked(layout: tuple[int, int, int, int]) -> None:
-    """A power of two up to 1024, aligned as virtio asks."""
+    """A power of two up to 1024, aligned as virtio asks, in three parts that do not overlap."""
+    RingLayout(8, 0, 128, 0x1000)
     with pytest.raises(ProtocolError):
         RingLayout(*layout)
 
@@ -155,6 +171,63 @@ def test_a_ring_outside_shared_memory_is_refused() -> None:
     memory = GuestMemory([Region(0, USER, memoryview(bytearray(4096)))])
     with pytest.raises(ProtocolError):
         SplitQueue(RingLayout(8, 0, 0x100, 0x200), memory, 0)
+
+
+def test_wrong_chains_are_a_bounded_amount_of_work() -> None:
+    """A guest that offers wrong chains as fast as they are dropped does not keep the device in one call."""
+    ring = Ring()
+    ring.descriptor(0, 4090, 7)
+    walked: list[int] = []
+
+    def fence() -> None:  # called when the index has been read: the guest is never idle
+        walked.append(ring.queue.next_available)
+        for _ in range(SIZE):
+            ring.offer(0)
+
+    ring.queue = SplitQueue(RingLayout(SIZE, USER, USER + AVAILABLE, USER + USED), ring.guest, 0, fence)
+    for _ in range(SIZE):
+        ring.offer(0)
+    assert ring.queue.pop() is None
+    assert len(walked) <= 2
+
+
+def test_the_fence_stands_between_an_index_and_its_entries() -> None:
+    """Entries are read after the available index, and the used index is written after the entries."""
+    ring = Ring()
+    seen: list[tuple[int, tuple[int, int]]] = []
+    ring.queue = SplitQueue(
+        RingLayout(SIZE, USER, USER + AVAILABLE, USER + USED),
+        ring.guest,
+        0,
+        lambda: seen.append((ring.used()[0], ring.used()[1][0])),
+    )
+    ring.descriptor(3, DATA, 4, 2)
+    ring.offer(3)
+    chain = ring.queue.pop()
+    assert chain is not None
+    assert len(seen) == 1
+    ring.queue.push(chain.head, 4)
+    ring.queue.publish()
+    assert seen[1:] == [(0, (3, 4))]
+    assert ring.used()[0] == 1
+
+
+def test_the_fence_is_the_processors_own() -> None:
+    """None is needed on x86; where one is, it is C11's, which can be called."""
+    assert (host_fence() is None) == (platform.machine() in ORDERED)
+    try:
+        full_fence()()
+    except MachineError as error:
+        pytest.skip(error.message)
+
+
+def test_a_machine_that_needs_a_fence_and_has_none_serves_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clear word instead of a damaged guest."""
+    monkeypatch.setattr(fence, "_LIBRARY", "libatomic-of-nowhere.so.1")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    full_fence.cache_clear()
+    with pytest.raises(MachineError, match=r"aarch64.*memory barriers"):
+        host_fence()
 
 
 @given(st.binary(min_size=0x400, max_size=0x400), st.integers(0, 65535))

@@ -36,12 +36,15 @@ def serve_one(queue: SplitQueue, handle: Callable[[bytes], bytes]) -> bool:
         return False
     response = request
     if not request.writable:  # the usual shape: the response's buffer is a chain of its own
+        after = queue.next_available
         second = queue.pop()
-        if second is None:
+        if second is None and queue.next_available == after:
             queue.rewind(1)
             return False
-        response = second
         queue.push(request.head, 0)
+        if second is None:  # the next chain could not be used and has gone back: so does its request
+            return True
+        response = second
     # one byte more than allowed is enough for the module to say InputTooLarge
     answer = handle(gather(request.readable, MAX_REQUEST + 1))
     queue.push(response.head, _write(response, answer))

@@ -10,8 +10,10 @@ Core: bytes in, values out.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from itertools import pairwise
 from typing import Final, Self
 
 from alcove.errors import ProtocolError
@@ -118,14 +120,21 @@ def parse_regions(payload: bytes) -> tuple[RegionSpec, ...]:
     """The rows of SET_MEM_TABLE.
 
     Raises:
-        ProtocolError: For no rows, too many, or a payload of another size.
+        ProtocolError: For no rows, too many, a payload of another size, or rows that overlap.
     """
     if len(payload) < _REGION_COUNT.size:
         raise ProtocolError("vhost-user: a memory table without a count")
     count, _ = _REGION_COUNT.unpack_from(payload)
     if not 1 <= count <= MAX_REGIONS or len(payload) != _REGION_COUNT.size + count * _REGION.size:
         raise ProtocolError(f"vhost-user: a memory table of {count} regions in {len(payload)} bytes")
-    return tuple(RegionSpec(*row) for row in _REGION.iter_unpack(payload[_REGION_COUNT.size :]))
+    regions = tuple(RegionSpec(*row) for row in _REGION.iter_unpack(payload[_REGION_COUNT.size :]))
+    if _overlap((r.guest_address, r.size) for r in regions) or _overlap((r.user_address, r.size) for r in regions):
+        raise ProtocolError("vhost-user: memory regions overlap")
+    return regions
+
+
+def _overlap(ranges: Iterable[tuple[int, int]]) -> bool:
+    return any(start + size > after for (start, size), (after, _) in pairwise(sorted(ranges)))
 
 
 def pack_regions(regions: tuple[RegionSpec, ...]) -> bytes:

@@ -2,16 +2,20 @@
 
 1. Accept one connection; a device has one front-end and one life.
 2. Read exactly one header or payload at a time, so that descriptors stay with their message (§3.1).
-3. Map the memory table; a new one replaces the old.
+3. Map the memory table; a new one replaces the old. A file that its owner could shrink is refused: to touch what it
+   lost would end this process with SIGBUS. QEMU seals its memfd against that.
 4. Process a ring only while it is enabled and complete; look at it once when it is enabled (§3.6 rules 1 and 2).
 5. Signal every new call descriptor at once, and take the newest one at the moment of signalling (rules 3 to 5).
-6. Whatever goes wrong ends this device, with one reason, and never raises into the event loop.
+6. A ring's size, place and base stay as they are while it is processed.
+7. Whatever goes wrong ends this device, with one reason, and never raises into the event loop; the work of a wake-up is
+   bounded, so that a front-end that never stops talking starves nobody.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import fcntl
 import mmap
 import os
 import socket
@@ -25,12 +29,14 @@ from alcove.devices.vhost_user import events as ev
 from alcove.devices.vhost_user.memory import GuestMemory, Region
 from alcove.devices.vhost_user.messages import MAX_REGIONS, RegionSpec
 from alcove.devices.vhost_user.session import Session
+from alcove.devices.virtio.fence import host_fence
 from alcove.devices.virtio.queue import RingLayout, SplitQueue
 from alcove.errors import AlcoveError, ProtocolError
 
 MEMORY_TABLE_SECONDS: Final = 2.0  # §6: QEMU without share=on never sends it
 _EVENT: Final = struct.pack("=Q", 1)  # eventfd(2)
 _ANCILLARY: Final = socket.CMSG_SPACE(MAX_REGIONS * array.array("i").itemsize)
+_MESSAGES: Final = 32  # read in one wake-up; a start has about twenty
 _UNSHARED: Final = "QEMU did not share the guest's memory; its memory back-end needs share=on"
 
 OnClosed = Callable[[str | None], None]
@@ -83,6 +89,7 @@ class VhostUserServer:
         self._socket: socket.socket | None = None
         self._memory: GuestMemory | None = None
         self._memory_timer: Timer | None = None
+        self._fence = host_fence()
         self.closed = False
         listener.setblocking(False)
         reactor.add_reader(listener.fileno(), self.guard, self._accept)
@@ -145,6 +152,8 @@ class VhostUserServer:
         _close(*self._session.abandoned())
 
     def _end(self, reason: str | None) -> None:
+        if self.closed:  # an action that another one, within it, has ended
+            return
         self.close()
         self._on_closed(reason)
 
@@ -165,28 +174,39 @@ class VhostUserServer:
             self._reactor.remove_reader(listener.fileno())
 
     def _read(self) -> None:
-        assert self._socket is not None  # noqa: S101 - the callback is registered with the socket
-        while True:
-            try:
-                data, ancillary, flags, _ = self._socket.recvmsg(
-                    self._session.wanted(), _ANCILLARY, socket.MSG_CMSG_CLOEXEC
-                )
-            except BlockingIOError:
+        for _ in range(2 * _MESSAGES):  # a header and a payload each
+            if self._socket is None or self.closed or not self._read_some(self._socket):
                 return
-            fds = _descriptors(ancillary)
-            if flags & socket.MSG_CTRUNC:
-                _close(*fds)
-                raise ProtocolError("vhost-user: more descriptors than any message has")
-            if not data:
-                self._end(None)
-                return
-            self._session.receive_data(data, fds)
-            for event in self._session.events():
-                self._handle(event)
-            self._send(self._session.data_to_send())
 
-    def _send(self, data: bytes) -> None:
-        if data and self._socket is not None and self._socket.send(data) != len(data):
+    def _read_some(self, connection: socket.socket) -> bool:
+        """Take one header or payload, and act on what is complete; whether there may be more."""
+        try:
+            data, ancillary, flags, _ = connection.recvmsg(self._session.wanted(), _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return False
+        except ConnectionError:  # QEMU was killed with our replies unread
+            data, ancillary, flags = b"", [], 0
+        self._session.receive_data(data, _descriptors(ancillary))
+        if flags & socket.MSG_CTRUNC:
+            raise ProtocolError("vhost-user: more descriptors than any message has")
+        if not data:
+            self._end(None)
+            return False
+        for event in self._session.events():
+            self._handle(event)
+            if self.closed:
+                return False
+        self._send(connection, self._session.data_to_send())
+        return True
+
+    def _send(self, connection: socket.socket, data: bytes) -> None:
+        try:
+            sent = connection.send(data) if data else 0
+        except BlockingIOError:
+            sent = 0
+        except ConnectionError:  # it has hung up: the end of stream comes next
+            return
+        if sent != len(data):
             raise ProtocolError("vhost-user: the front-end does not read its replies")
 
     def _handle(self, event: ev.Event) -> None:
@@ -196,11 +216,11 @@ class VhostUserServer:
             case ev.VringCall(index, fd):
                 self._set_call(self._vring(index, fd), fd)
             case ev.VringSize(index, size):
-                self._vring(index).size = size
+                self._stopped(index).size = size
             case ev.VringAddress(index):
-                self._vring(index).address = event
+                self._stopped(index).address = event
             case ev.VringBase(index, base):
-                self._vring(index).base = base
+                self._stopped(index).base = base
             case ev.VringEnabled(index, enabled):
                 self._enable(index, enabled=enabled)
             case ev.VringStopped(index):
@@ -219,6 +239,12 @@ class VhostUserServer:
             _close(fd)
             raise ProtocolError(f"vhost-user: ring {index}, which stays in the front-end")
         return self._vrings[index]
+
+    def _stopped(self, index: int) -> Vring:
+        vring = self._vring(index)
+        if vring.queue is not None:
+            raise ProtocolError(f"vhost-user: ring {index} is changed while it runs")
+        return vring
 
     def _expect_memory(self) -> None:
         if self._memory is None and self._memory_timer is None:
@@ -281,7 +307,7 @@ class VhostUserServer:
             raise ProtocolError(_UNSHARED if self._memory is None else f"vhost-user: ring {index} has no address")
         address = vring.address
         layout = RingLayout(vring.size, address.descriptors, address.available, address.used)
-        vring.queue = SplitQueue(layout, self._memory, vring.base)
+        vring.queue = SplitQueue(layout, self._memory, vring.base, self._fence)
 
     def _pause(self, vring: Vring) -> None:
         if vring.queue is not None:
@@ -299,12 +325,21 @@ class VhostUserServer:
 
 
 def _map_region(spec: RegionSpec, fd: int) -> Region:
-    # the whole file up to the region's end: §3.7; a length beyond the file would fault later, so mmap refuses it
+    # the whole file up to the region's end: §3.7; a length beyond the file would fault later, so it is refused
     length = spec.mmap_offset + spec.size
+    if not _sealed(fd):
+        raise ProtocolError("vhost-user: the guest's memory could shrink; a sealed memfd is needed")
     if length > os.fstat(fd).st_size:
         raise ProtocolError(f"vhost-user: a memory region of {length} bytes in a smaller file")
     view = memoryview(mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE))
     return Region(spec.guest_address, spec.user_address, view[spec.mmap_offset :])
+
+
+def _sealed(fd: int) -> bool:
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
+    except OSError:  # EINVAL: no file in memory
+        return False
 
 
 def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[int, ...]:
@@ -316,8 +351,8 @@ def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[int, ...]
 
 
 def _signal(fd: int) -> None:
-    # a full counter means that the guest has a signal to come; a descriptor QEMU closed means that it is leaving
-    with contextlib.suppress(BlockingIOError, BrokenPipeError):
+    # a full counter means that the guest has a signal to come; what cannot be written is this guest's own loss
+    with contextlib.suppress(OSError):
         os.write(fd, _EVENT)
 
 

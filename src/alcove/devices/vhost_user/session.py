@@ -68,9 +68,15 @@ class Session:
         self._awaiting_base: int | None = None
 
     def receive_data(self, chunk: bytes, fds: Sequence[int] = ()) -> None:
-        """Take what one `recvmsg` returned; descriptors belong to the message that the chunk begins or continues."""
+        """Take what one `recvmsg` returned; descriptors belong to the message that the chunk begins or continues.
+
+        Raises:
+            ProtocolError: One message has more descriptors than any has; they are among `abandoned`.
+        """
         self._received += chunk
         self._fds += fds
+        if len(self._fds) > wire.MAX_REGIONS:
+            raise ProtocolError(f"vhost-user: {len(self._fds)} descriptors with one message")
 
     def wanted(self) -> int:
         """Bytes to the end of the current header or payload: read no more, and descriptors stay with their message."""

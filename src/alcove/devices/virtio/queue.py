@@ -9,19 +9,23 @@ Core: memory views in, chains of views out.
 The guest writes this memory while we read it. Rules:
 
 1. Every field is read once, checked, and used from the local variable.
-2. A ring that cannot be right (head or next out of range, loop, index jump, INDIRECT, misaligned) breaks the queue:
-   ProtocolError, now and on every later call. A driver starts again with a new queue.
+2. A ring that cannot be right (head or next out of range, loop, index jump, INDIRECT, misaligned, parts that overlap)
+   breaks the queue: ProtocolError, now and on every later call. A driver starts again with a new queue.
 3. A chain whose buffers are wrong (address outside memory, readable after writable) is returned with length 0 and the
    next one is taken.
 4. Nothing is written but the used ring and what callers put into writable segments.
 5. `idx` fields are loaded and stored with one machine instruction each (native "H" views), never byte by byte: the
-   guest polls them. Stores keep program order on x86; on arm64 the interpreter's own barriers are relied upon.
+   guest polls them. `fence` stands between an index and what it speaks of (devices.md §4); None where the processor
+   keeps that order by itself.
+6. One call does a bounded amount of work: after a ring's worth of wrong chains `pop` returns None.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from alcove.devices.vhost_user.memory import GuestMemory
@@ -31,6 +35,8 @@ MAX_ENTRIES: Final = 1024  # devices.md §4: "accept 1 … 1024 and refuse the r
 DESC_NEXT: Final = 1
 DESC_WRITE: Final = 2
 DESC_INDIRECT: Final = 4
+
+Fence = Callable[[], object]
 
 _DESCRIPTOR: Final = struct.Struct("<QIHH")  # address, length, flags, next
 _USED_ENTRY: Final = struct.Struct("<II")  # head, length
@@ -61,6 +67,14 @@ class RingLayout:
         # virtio 1.2 §2.7: alignment 16, 2 and 4; legacy rings have more
         if self.descriptors % 16 or self.available % 2 or self.used % 4:
             raise ProtocolError("virtqueue: a ring is not aligned")
+        sizes = (
+            _DESCRIPTOR.size * self.size,
+            _RING_HEADER + 2 * self.size,
+            _RING_HEADER + _USED_ENTRY.size * self.size,
+        )
+        parts = sorted(zip((self.descriptors, self.available, self.used), sizes, strict=True))
+        if any(start + length > after for (start, length), (after, _) in pairwise(parts)):
+            raise ProtocolError("virtqueue: the parts of a ring overlap")
 
 
 class SplitQueue:
@@ -70,15 +84,17 @@ class SplitQueue:
         layout: Where the ring is.
         memory: The guest's memory.
         base: The index of the first available entry to read.
+        fence: Keeps memory accesses before it from those after it; None on processors that need none.
 
     Raises:
         ProtocolError: The ring is not in shared memory.
     """
 
-    def __init__(self, layout: RingLayout, memory: GuestMemory, base: int) -> None:
+    def __init__(self, layout: RingLayout, memory: GuestMemory, base: int, fence: Fence | None = None) -> None:
         size = layout.size
         self._size = size
         self._memory = memory
+        self._fence = fence
         self._descriptors = memory.user(layout.descriptors, _DESCRIPTOR.size * size)
         self._available = memory.user(layout.available, _RING_HEADER + 2 * size).cast("H")
         self._used = memory.user(layout.used, _RING_HEADER + _USED_ENTRY.size * size)
@@ -99,7 +115,9 @@ class SplitQueue:
         Raises:
             ProtocolError: The queue is broken.
         """
-        while self._pending():
+        for _ in range(self._size):
+            if not self._pending():
+                break
             head = self._available[2 + self._next_available % self._size]
             self._next_available = (self._next_available + 1) & 0xFFFF
             chain = self._walk(head)
@@ -125,6 +143,8 @@ class SplitQueue:
         """
         if self._published == self._next_used:
             return False
+        if self._fence is not None:  # the entries, and only then the index
+            self._fence()
         self._used_index[1] = self._published = self._next_used
         return True
 
@@ -133,6 +153,8 @@ class SplitQueue:
             raise ProtocolError(self._fault)
         if self._seen == self._next_available:
             self._seen = self._available[1]
+            if self._fence is not None:  # the index, and only then the entries
+                self._fence()
         count = (self._seen - self._next_available) & 0xFFFF
         if count > self._size:
             raise self._broken(f"{count} new entries in a ring of {self._size}")
