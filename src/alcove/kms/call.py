@@ -36,6 +36,16 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """Status, body and request id of an answer, and what the body is."""
+
+    status: int
+    body: bytes
+    request_id: str
+    content_type: str = "application/x-amz-json-1.1"
+
+
+@dataclass(frozen=True, slots=True)
 class Tools:
     """What handlers work with: the store, the realm, and random bytes."""
 

@@ -5,6 +5,7 @@ Core: a call in; condition keys in lower case out. What is not here is a missing
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from alcove.kms.call import Call
@@ -18,6 +19,7 @@ WITH_ENCRYPTION: Final = frozenset({
     "Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext",
     "GenerateDataKeyPair", "GenerateDataKeyPairWithoutPlaintext",
 })  # fmt: skip
+_TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _PARAMETERS: Final = {  # §6.1: condition keys whose value is a parameter
     "DataKeyPairSpec": "KeyPairSpec",
     "EncapsulationAlgorithm": "EncapsulationAlgorithm",
@@ -40,11 +42,11 @@ def _global(call: Call, realm: Realm) -> dict[str, Value]:
     context: dict[str, Value] = {
         "aws:principalarn": caller.role_arn or caller.arn,
         "aws:principalaccount": caller.account,
-        "aws:principaltype": "User" if caller.name else "Account",
+        "aws:principaltype": "User" if caller.name else "AssumedRole" if caller.role_arn else "Account",
         "aws:userid": caller.user_id,
         "aws:sourceip": call.peer.address,
         "aws:securetransport": _bool(call.peer.secure),
-        "aws:currenttime": call.now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "aws:currenttime": call.now.strftime(_TIME),
         "aws:epochtime": str(int(call.now.timestamp())),
         "aws:requestedregion": realm.region,
         "aws:useragent": call.peer.user_agent,
@@ -52,6 +54,9 @@ def _global(call: Call, realm: Realm) -> dict[str, Value]:
         "aws:principalisawsservice": "false",
         "kms:calleraccount": caller.account,
     }
+    if caller.issued is not None:  # temporary credentials alone have these two
+        moment = datetime.fromtimestamp(caller.issued, UTC)
+        context |= {"aws:tokenissuetime": moment.strftime(_TIME), "aws:multifactorauthpresent": "false"}
     return context | ({"aws:username": caller.name} if caller.name else {})
 
 

@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from alcove.kms.call import Peer
+from alcove.kms.call import Answer, Peer
 from alcove.kms.errors import KmsError
 from alcove.kms.material import KeyPending, make_pair
-from alcove.kms.service import Answer, Service
+from alcove.kms.service import Service
 from alcove.kms.sigv4 import SignedRequest
+from alcove.kms.sts import Sts, is_sts
 
 MAX_BODY_BYTES: Final = 1 << 20  # §1.2
 BODY_TIMEOUT: Final = 30.0  # seconds for a whole body to come
-CONTENT_TYPE: Final = b"application/x-amz-json-1.1"
 MAX_USER_AGENT: Final = 512
 MAX_MAKERS: Final = 2  # RSA keys that are being made at once
 
@@ -24,10 +24,11 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class KmsApplication:
-    """The ASGI application of one service."""
+    """The ASGI application of one service, with STS beside it."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, sts: Sts) -> None:
         self._service = service
+        self._sts = sts
         self._makers = asyncio.Semaphore(MAX_MAKERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,6 +48,8 @@ class KmsApplication:
         await _respond(send, answer)
 
     async def _answer(self, request: SignedRequest, peer: Peer) -> Answer:
+        if is_sts(request):
+            return self._sts.handle(request, peer)
         try:
             return self._service.handle(request, peer)
         except KeyPending as pending:
@@ -98,7 +101,7 @@ def _peer(scope: Scope) -> Peer:
 
 async def _respond(send: Send, answer: Answer) -> None:
     headers = [
-        (b"content-type", CONTENT_TYPE),
+        (b"content-type", answer.content_type.encode()),
         (b"content-length", str(len(answer.body)).encode()),
         (b"cache-control", b"no-store"),
     ]

@@ -18,7 +18,7 @@ from alcove.kms.policy.evaluate import Decision
 from alcove.kms.specs import SYMMETRIC
 
 _HIDDEN: Final = frozenset({"Plaintext", "CiphertextBlob", "Policy", "Recipient", "GrantTokens"})
-_ANSWERED: Final = frozenset({"CreateKey", "CancelKeyDeletion", "ScheduleKeyDeletion"})
+_ANSWERED: Final = frozenset({"CreateKey", "CancelKeyDeletion", "ScheduleKeyDeletion", "AssumeRole"})
 
 
 @dataclass(slots=True)
@@ -39,6 +39,7 @@ class Trail:
     answer: Mapping[str, Any] | None = None
     error: KmsError | None = None
     ended: bool = True
+    source: str = "kms.amazonaws.com"
 
     def record(self, realm: Realm) -> dict[str, Any]:
         """The record."""
@@ -49,7 +50,7 @@ class Trail:
             "eventVersion": "1.11",
             "userIdentity": self._identity(),
             "eventTime": self.now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "eventSource": "kms.amazonaws.com",
+            "eventSource": self.source,
             "eventName": self.operation,
             "awsRegion": realm.region,
             "sourceIPAddress": self.peer.address,
@@ -69,7 +70,7 @@ class Trail:
     def _identity(self) -> dict[str, Any]:
         caller = self.identity.caller
         found = {
-            "type": "IAMUser" if caller.name else "Root",
+            "type": "IAMUser" if caller.name else "AssumedRole" if caller.role_arn else "Root",
             "principalId": caller.user_id,
             "arn": caller.arn,
             "accountId": caller.account,

@@ -27,6 +27,7 @@ from alcove.kms.keys import Realm
 from alcove.kms.model import kms_model
 from alcove.kms.service import Service
 from alcove.kms.sqlite_store import SqliteStore, open_store
+from alcove.kms.sts import Sts
 
 DEFAULT_REGION: Final = "us-east-1"
 KEEP_ALIVE: Final = 65  # seconds; longer than botocore's 60 for an idle connection
@@ -91,7 +92,7 @@ def serve(
         )
         audit = stack.enter_context(contextlib.closing(AuditLog(config.audit)))
         listener = stack.enter_context(contextlib.closing(_listen(config)))
-        application = KmsApplication(_service(config, store, audit))
+        application = _application(config, store, audit)
         host, port = listener.getsockname()[:2]
         name = f"[{host}]" if ":" in host else host
         url = f"{'https' if context else 'http'}://{name}:{port}"
@@ -99,9 +100,14 @@ def serve(
         asyncio.run(_run(server, listener, store, stop))
 
 
-def _service(config: ServeConfig, store: SqliteStore, audit: AuditLog) -> Service:
+def _application(config: ServeConfig, store: SqliteStore, audit: AuditLog) -> KmsApplication:
     tools = Tools(store, Realm(store.account, config.region), secrets.token_bytes)
-    return Service(tools, kms_model(), config.roots, audit.append, lambda: datetime.now(UTC))
+    service = Service(tools, kms_model(), config.roots, audit.append, _now)
+    return KmsApplication(service, Sts(tools, audit.append, _now))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _check(config: ServeConfig) -> None:

@@ -17,26 +17,25 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from alcove.attestation.verify import ChainCache, Root
 from alcove.kms import blob, sigv4
 from alcove.kms.attest import Recipient, check_recipient
-from alcove.kms.call import Call, Identity, Peer, Tools
+from alcove.kms.call import Answer, Call, Peer, Tools
 from alcove.kms.context import request_context
+from alcove.kms.credentials import identify
 from alcove.kms.errors import KmsError, unsupported, validation
 from alcove.kms.keys import Key, check_state, no_such_key, parse_key_id
 from alcove.kms.material import KeyPending
 from alcove.kms.model import TARGET_PREFIX, Model
 from alcove.kms.operations.table import OPERATIONS, Operation, Source
-from alcove.kms.policy.document import PolicyKind, parse_policy
+from alcove.kms.policy.document import parse_policy
 from alcove.kms.policy.evaluate import Access, evaluate
 from alcove.kms.policy.explain import denial
-from alcove.kms.policy.principals import Caller
 from alcove.kms.record import Trail
-from alcove.kms.store import AccessKey
 
 _NO_CIPHERTEXT = (
     "1 validation error detected: Value null at 'ciphertextBlob' failed to satisfy constraint: Member must not be null"
@@ -45,15 +44,6 @@ _NO_USABLE_KEY = (
     "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are "
     "not allowed to access."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Status, body and request id of an answer."""
-
-    status: int
-    body: bytes
-    request_id: str
 
 
 class Service:
@@ -107,7 +97,7 @@ class Service:
 
     def _handle(self, request: sigv4.SignedRequest, peer: Peer, request_id: str, made: bytes | None) -> bytes:
         now = self._clock()
-        identity = self._authenticate(request, now)
+        identity = identify(request, self._tools, now=now, service="kms", regions=(self._tools.realm.region,))
         target = request.value("x-amz-target") or ""
         event_id = str(uuid.UUID(bytes=self._tools.random(16), version=4))
         trail = Trail(request_id, event_id, now, peer, identity, target.rpartition(".")[2][:128])
@@ -146,22 +136,6 @@ class Service:
                 "DryRunOperationException", "The request would have succeeded, but the DryRun option is set."
             )
         return row.run(self._tools, call)  # 7
-
-    def _authenticate(self, request: sigv4.SignedRequest, now: datetime) -> Identity:
-        found: list[AccessKey] = []
-
-        def find(access_key_id: str) -> sigv4.Secret | None:
-            access_key = self._tools.store.access_key(access_key_id)
-            if access_key is None:
-                return None
-            found.append(access_key)
-            return sigv4.Secret(access_key.secret)
-
-        sigv4.authenticate(request, now=now, regions=(self._tools.realm.region,), find=find)
-        user, realm = found[0].user, self._tools.realm
-        policies = tuple(parse_policy(text, PolicyKind.IDENTITY) for text in user.policies)
-        caller = Caller(realm.user_arn(user.name), realm.account, user.user_id, user.name)
-        return Identity(caller, found[0].access_key_id, policies)
 
     def _row(self, target: str) -> Operation:
         prefix, _, operation = target.partition(".")

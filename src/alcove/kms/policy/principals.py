@@ -42,6 +42,7 @@ class Caller:
         user_id: The unique internal id (aws:userid).
         name: User name, or None for what is not a user.
         role_arn: The role of a session, or None.
+        issued: When the credentials of a session were made, seconds since the epoch, or None.
     """
 
     arn: str
@@ -49,6 +50,7 @@ class Caller:
     user_id: str
     name: str | None = None
     role_arn: str | None = None
+    issued: int | None = None
 
     @property
     def is_root(self) -> bool:
