@@ -25,6 +25,7 @@ from alcove.kms.call import Tools
 from alcove.kms.http import KmsApplication
 from alcove.kms.keys import Realm
 from alcove.kms.model import kms_model
+from alcove.kms.rootplace import RootPlace
 from alcove.kms.service import Service
 from alcove.kms.sqlite_store import SqliteStore, open_store
 from alcove.kms.sts import Sts
@@ -42,7 +43,7 @@ class ServeConfig:
 
     Attributes:
         store: ``sqlite:///path``.
-        root_key: File of the root key; made on the first start.
+        root_key: Where the root key is; it is made on the first start.
         audit: File of the audit log.
         roots: Attestation roots that are trusted.
         host: Address to listen on.
@@ -55,7 +56,7 @@ class ServeConfig:
     """
 
     store: str
-    root_key: Path
+    root_key: Path | RootPlace
     audit: Path
     roots: Sequence[Root]
     host: str = "127.0.0.1"

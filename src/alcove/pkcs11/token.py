@@ -47,16 +47,39 @@ def open_key(uri: Pkcs11Uri | str, *, environment: Mapping[str, str]) -> Iterato
         MachineError: The module or the token.
     """
     where = Pkcs11Uri.parse(uri) if isinstance(uri, str) else uri
-    with contextlib.ExitStack() as stack:
+    with _open(where, environment) as (session, pin):
         try:
-            module = stack.enter_context(_module(_module_path(where, environment)))
-            token = _token(module, where)
-            pin = _pin(token, where, environment)
-            session = stack.enter_context(_session(token, pin))
             key = find_key(session, where, pin if isinstance(pin, str) else None)
         except pkcs11.PKCS11Error as error:
-            raise MachineError(f"the PKCS#11 token cannot be used: {reason(error)}") from error
+            raise _unusable(error) from error
         yield key
+
+
+@contextlib.contextmanager
+def open_session(uri: Pkcs11Uri, *, environment: Mapping[str, str]) -> Iterator[Any]:
+    """A session with the token that a URI names, logged in, until the block ends; errors as in `open_key`."""
+    with _open(uri, environment) as (session, _):
+        try:
+            yield session
+        except pkcs11.PKCS11Error as error:
+            raise _unusable(error) from error
+
+
+@contextlib.contextmanager
+def _open(uri: Pkcs11Uri, environment: Mapping[str, str]) -> Iterator[tuple[Any, str | object | None]]:
+    with contextlib.ExitStack() as stack:
+        try:
+            module = stack.enter_context(_module(_module_path(uri, environment)))
+            token = _token(module, uri)
+            pin = _pin(token, uri, environment)
+            session = stack.enter_context(_session(token, pin))
+        except pkcs11.PKCS11Error as error:
+            raise _unusable(error) from error
+        yield session, pin
+
+
+def _unusable(error: Exception) -> MachineError:
+    return MachineError(f"the PKCS#11 token cannot be used: {reason(error)}")
 
 
 def _module_path(uri: Pkcs11Uri, environment: Mapping[str, str]) -> str:

@@ -1,0 +1,128 @@
+"""The root key of a SQLite store: proving that it is the right one, and changing it (kms.md §25).
+
+The store holds a verifier, wrapped under its root key, and the root key's fingerprint in clear. A change of the root
+key wraps everything anew in one transaction; the new root key waits in a file of its own until then, so that a crash at
+any moment leaves a root key that opens the store.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any, Final
+
+from alcove.errors import UsageError
+from alcove.kms.rootkey import RootKey
+from alcove.kms.rootplace import RootPlace
+from alcove.kms.sqlite_users import UserTables
+
+DEFAULT_ACCOUNT: Final = "111122223333"
+SCHEMA_VERSION: Final = 1
+SCHEMA: Final = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;"
+WRAPPED: Final = {  # table → the columns that name a secret, and its name; the secret is in the column `wrapped`
+    "materials": ("key_id, material_id", "material/{}/{}"),
+    "access_keys": ("access_key_id", "access-key/{}"),
+}
+_VERIFIER: Final = b"this store was made under this root key"
+
+
+class RootTables(UserTables):
+    """The part of a SQLite store that has the root key."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the root key."""
+        return self._root.fingerprint
+
+    def derive(self, label: str) -> bytes:
+        """A 32-byte secret that all processes of this store share."""
+        return self._root.derive(label)
+
+    def rotate(self, place: RootPlace, new: RootKey) -> Path:
+        """Wraps everything under a new root key, which is staged already; returns where the former one is kept.
+
+        Nobody else may have the store open.
+        """
+        former = self._root
+        with self._transaction():
+            for table in WRAPPED:
+                self._rewrap(table, new)
+            self._save_meta("verifier", new.wrap(_VERIFIER, "verifier"))
+            self._save_meta("fingerprint", new.fingerprint.encode())
+            self._root = new
+        self._database.execute("VACUUM")
+        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return place.promote(former.fingerprint)
+
+    def _rewrap(self, table: str, new: RootKey) -> None:
+        columns, form = WRAPPED[table]
+        where = " AND ".join(f"{column.strip()}=?" for column in columns.split(","))
+        update = f"UPDATE {table} SET wrapped=? WHERE {where}"  # noqa: S608 - from a constant
+        for *names, wrapped in self._database.execute(f"SELECT {columns}, wrapped FROM {table}").fetchall():  # noqa: S608
+            name = form.format(*names)
+            self._database.execute(update, (new.wrap(self._root.unwrap(wrapped, name), name), *names))
+
+    def _open_root(self, place: RootPlace, account: str | None) -> RootKey:
+        """The root key. It is opened before the database is locked: somebody may be typing a passphrase."""
+        verifier = self._meta("verifier")
+        if verifier is None:
+            ready = place.load() if place.exists else None
+            with self._transaction():  # two first starts make one root key
+                verifier = self._meta("verifier")
+                if verifier is None:
+                    return self._first(ready or place.create(), account)
+        root = self._fitting(place, verifier)
+        if int(self._meta("schema") or 0) != SCHEMA_VERSION:
+            raise UsageError("the store was made by another version of this program")
+        if self._meta("fingerprint") is None:
+            self._save_meta("fingerprint", root.fingerprint.encode())
+        return root
+
+    def _first(self, root: RootKey, account: str | None) -> RootKey:
+        self._save_meta("verifier", root.wrap(_VERIFIER, "verifier"))
+        self._save_meta("fingerprint", root.fingerprint.encode())
+        self._save_meta("account", (account or DEFAULT_ACCOUNT).encode())
+        self._save_meta("schema", str(SCHEMA_VERSION).encode())
+        return root
+
+    def _fitting(self, place: RootPlace, verifier: bytes) -> RootKey:
+        root = place.load()
+        if _fits(root, verifier):
+            return root
+        if place.staged.path.exists():
+            staged = place.staged.load()
+            if _fits(staged, verifier):  # a rotation ended between its commit and its rename
+                place.promote(root.fingerprint)
+                return staged
+        needed = self._meta("fingerprint")
+        raise UsageError(
+            f"{place.name} is not the root key of this store",
+            hint=f"restore the root key that the store was made with{f', {needed}' if needed else ''}",
+        )
+
+    def _meta(self, name: str) -> Any:
+        row = self._database.execute("SELECT value FROM meta WHERE name=?", (name,)).fetchone()
+        return None if row is None else row[0] if name == "verifier" else row[0].decode()
+
+    def _save_meta(self, name: str, value: bytes) -> None:
+        self._database.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (name, value))
+
+
+def read_meta(path: Path) -> dict[str, str]:
+    """What a store says of itself without its root key: account, schema, fingerprint; empty when it is no store."""
+    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        rows = database.execute("SELECT name, value FROM meta WHERE name<>'verifier'").fetchall()
+    except sqlite3.DatabaseError:
+        return {}
+    finally:
+        database.close()
+    return {name: bytes(value).decode(errors="replace") for name, value in rows}
+
+
+def _fits(root: RootKey, verifier: bytes) -> bool:
+    try:
+        root.unwrap(verifier, "verifier")
+    except ValueError:
+        return False
+    return True
