@@ -1,8 +1,8 @@
-"""Compile the guest's init with the pinned compiler while the package is built.
+"""Compile our C with the pinned compiler while the package is built: the guest's init, and the preload library.
 
-hatchling calls the hook for wheels, source distributions and editable installs (``pyproject.toml``). The result lands
-in ``src/alcove/guest/build/init-<arch>``, which the wheel ships. The compiler is the ``ziglang`` package: the same
-version gives the same bytes on every machine and in every directory, and so the same PCR1 (design decision 5).
+hatchling calls the hook for wheels, source distributions and editable installs (``pyproject.toml``). The results land
+in ``build/`` beside their sources, which the wheel ships. The compiler is the ``ziglang`` package: the same version
+gives the same bytes on every machine and in every directory, and so the same PCR1 (design decision 5).
 
 ``python scripts/hatch_build.py`` does the same by hand.
 """
@@ -15,26 +15,40 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ARCHITECTURES = ("x86_64", "aarch64")
 # Nothing of the machine may reach the bytes: no paths, no build id, no symbols, no tuning for this CPU.
-FLAGS = (
-    "-std=gnu17", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror", "-fno-sanitize=all", "-Wl,--build-id=none",
-)  # fmt: skip
+FLAGS = ("-std=gnu17", "-Os", "-s", "-Wall", "-Wextra", "-Werror", "-fno-sanitize=all", "-Wl,--build-id=none")
 
 
-def compile_init(source: Path, output: Path, arch: str) -> None:
-    """Compile one static init; the output appears whole or not at all.
+class Product(NamedTuple):
+    """What becomes of the C files of a directory: `name` has the architecture in it, `target` is the compiler's."""
+
+    directory: str
+    name: str
+    target: str
+    flags: tuple[str, ...]
+
+
+INIT = Product("src/alcove/guest", "init-{}", "{}-linux-musl", ("-static",))
+# Loads into programs on any glibc from 2.28 on: Debian 10, RHEL 8, Amazon Linux 2023.
+PRELOAD = Product(
+    "src/alcove/hostvsock", "preload-{}.so", "{}-linux-gnu.2.28", ("-shared", "-fPIC", "-fvisibility=hidden", "-ldl")
+)
+
+
+def compile_c(product: Product, directory: Path, output: Path, arch: str) -> None:
+    """Compile the C files of a directory into one; the output appears whole or not at all.
 
     Raises:
-        RuntimeError: The compiler is missing or refused the source; the message has its words.
+        RuntimeError: The compiler is missing or refused a source; the message has its words.
     """
     fresh = output.with_name(f".{output.name}.{os.getpid()}")
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-musl", *FLAGS]
-    command += [f"-ffile-prefix-map={source.parent}=.", "-o", str(fresh), str(source)]
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", product.target.format(arch), *FLAGS, *product.flags]
+    command += [f"-ffile-prefix-map={directory}=.", "-o", str(fresh), *map(str, sorted(directory.glob("*.c")))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
@@ -42,21 +56,27 @@ def compile_init(source: Path, output: Path, arch: str) -> None:
     fresh.replace(output)
 
 
-def build_all(root: Path) -> list[Path]:
-    """Compile what is missing or older than its source, by content; return every binary."""
-    source = root / "src/alcove/guest/init.c"
-    build = root / "src/alcove/guest/build"
-    build.mkdir(exist_ok=True)
-    outputs = {arch: build / f"init-{arch}" for arch in ARCHITECTURES}
-    stamp = build / "stamp"
-    recipe = hashlib.sha256(source.read_bytes() + Path(__file__).read_bytes()).hexdigest()
+def build(root: Path, product: Product) -> list[Path]:
+    """Compile a product for every architecture if something is missing or its sources have changed, by content."""
+    directory = root / product.directory
+    made = directory / "build"
+    made.mkdir(exist_ok=True)
+    outputs = {arch: made / product.name.format(arch) for arch in ARCHITECTURES}
+    stamp = made / "stamp"
+    sources = [*sorted(directory.glob("*.[ch]")), Path(__file__)]
+    recipe = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     if all(path.exists() for path in outputs.values()) and stamp.exists() and stamp.read_text() == recipe:
         return list(outputs.values())
     with ThreadPoolExecutor() as pool:
-        for task in [pool.submit(compile_init, source, path, arch) for arch, path in outputs.items()]:
+        for task in [pool.submit(compile_c, product, directory, path, arch) for arch, path in outputs.items()]:
             task.result()
     stamp.write_text(recipe)
     return list(outputs.values())
+
+
+def build_all(root: Path) -> list[Path]:
+    """Build every product; return every file."""
+    return [path for product in (INIT, PRELOAD) for path in build(root, product)]
 
 
 class CustomBuildHook(BuildHookInterface[Any]):

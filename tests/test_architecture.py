@@ -21,6 +21,7 @@ LAYERS: dict[str, set[str]] = {
     "kms": {"codec", "attestation"},
     "proxy": {"codec"},
     "guest": set(),
+    "hostvsock": set(),
     "enclave": {"codec", "image", "machine", "devices", "attestation"},
     "sdk": {"codec", "devices.nsm.messages", "kms.model"},
     "apps": {"codec", "sdk"},

@@ -61,6 +61,11 @@ class Paths:
         return EnclavePaths(self.enclaves / enclave_id)
 
     @property
+    def cids(self) -> Path:
+        """A link to each enclave's directory, under its CID: for programs in C (hostvsock)."""
+        return self.run / "cid"
+
+    @property
     def ended(self) -> Path:
         """How enclaves ended, and the consoles of those in debug mode."""
         return self.run / "ended"

@@ -38,6 +38,7 @@ def prepare(paths: Paths) -> None:
                 hint="set ALCOVE_RUN to a directory of your own that others cannot write to",
             )
         paths.enclaves.mkdir(mode=0o755, exist_ok=True)
+        paths.cids.mkdir(mode=0o755, exist_ok=True)
         paths.ports.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise MachineError(
@@ -120,11 +121,22 @@ def reserve(paths: Paths, enclave_id: str, decide: Callable[[list[Record]], Reco
             lock = _open_lock(new.lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             new.record.write_text(json.dumps(asdict(record)))
+            _link_cid(paths, record)
             new.directory.rename(paths.enclave(enclave_id).directory)
         except OSError as error:
             shutil.rmtree(new.directory, ignore_errors=True)
             raise MachineError(f"cannot write to `{paths.enclaves}`: {error.strerror}", code="E19") from None
     return record, lock
+
+
+def _link_cid(paths: Paths, record: Record) -> None:
+    """Point the CID to the enclave's directory; links of enclaves that are gone go too."""
+    for link in paths.cids.iterdir():
+        if not link.exists():
+            link.unlink(missing_ok=True)
+    link = paths.cids / str(record.cid)
+    link.unlink(missing_ok=True)
+    link.symlink_to(f"../{paths.enclaves.name}/{record.enclave_id}")
 
 
 def free_name(wanted: str, records: list[Record]) -> str:

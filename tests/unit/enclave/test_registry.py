@@ -56,6 +56,22 @@ def test_parallel_reservations_get_names_and_cids_of_their_own(paths: Paths) -> 
     assert registry.live(paths) == []
 
 
+def test_a_cid_leads_to_its_enclave(paths: Paths) -> None:
+    """<runtime>/cid/<CID> is the enclave's directory; a later reservation removes what leads nowhere."""
+    first = start(paths, "i-1")
+    assert first.stdout
+    first.stdout.readline()
+    assert (paths.cids / "16" / "record.json").exists()
+    (paths.cids / "99").symlink_to("../enclaves/i-99")
+    second = start(paths, "i-2")
+    assert second.stdout
+    second.stdout.readline()
+    assert sorted(link.name for link in paths.cids.iterdir()) == ["16", "17"]
+    assert (paths.cids / "17").resolve().name == "i-2"
+    first.communicate("")
+    second.communicate("")
+
+
 def test_an_enclave_is_gone_when_its_process_is_killed(paths: Paths) -> None:
     """SIGKILL frees the reservation at once; the next look removes what it left."""
     process = start(paths, "i-1")

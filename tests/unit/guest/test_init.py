@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,9 @@ from alcove import guest
 from alcove.errors import MachineError
 
 ROOT = Path(__file__).parents[3]
-SOURCE = ROOT / "src/alcove/guest/init.c"
-# What the pinned compiler makes of init.c. Whoever changes the source, the flags or the compiler changes PCR1 of every
-# image built from then on, and writes the new digests here.
+SOURCE = ROOT / "src/alcove/guest"
+# What the pinned compiler makes of the C files. Whoever changes the source, the flags or the compiler changes PCR1 of
+# every image built from then on, and writes the new digests here.
 EXPECTED = {
     "x86_64": "5a324bc7f0212d7fdf8fd8c6c097c0f32c7d632266cf5503c17ec45a386b19e6",
     "aarch64": "0dc8dcbd6765b99c1203b0a10096f0151f7596d1b8116a280d971d041b278292",
@@ -52,8 +53,9 @@ def test_the_place_of_the_build_leaves_no_trace(hook: ModuleType, tmp_path: Path
     """Compiled in any directory, under any name, the bytes are the recorded ones."""
     directory = tmp_path / place
     directory.mkdir(parents=True)
-    shutil.copy(SOURCE, directory / "init.c")
-    hook.compile_init(directory / "init.c", directory / "made", "x86_64")
+    for path in SOURCE.glob("*.[ch]"):
+        shutil.copy(path, directory / path.name)
+    hook.compile_c(hook.INIT, directory, directory / "made", "x86_64")
     assert hashlib.sha256((directory / "made").read_bytes()).hexdigest() == EXPECTED["x86_64"]
     assert [path.name for path in directory.iterdir() if path.name.startswith(".")] == []
 
@@ -90,20 +92,22 @@ def test_a_second_build_compiles_nothing(hook: ModuleType, tmp_path: Path, monke
     """Only a changed source, or a missing result, calls the compiler."""
     compiled: list[str] = []
 
-    def compile_init(source: Path, output: Path, arch: str) -> None:
+    def compile_c(product: Any, directory: Path, output: Path, arch: str) -> None:
         compiled.append(arch)
-        output.write_bytes(source.read_bytes())
+        output.write_bytes(b"made")
 
-    monkeypatch.setattr(hook, "compile_init", compile_init)
-    (tmp_path / "src/alcove/guest").mkdir(parents=True)
-    source = tmp_path / "src/alcove/guest/init.c"
-    source.write_text("one")
-    hook.build_all(tmp_path)
-    hook.build_all(tmp_path)
+    monkeypatch.setattr(hook, "compile_c", compile_c)
+    directory = tmp_path / hook.INIT.directory
+    directory.mkdir(parents=True)
+    (directory / "init.c").write_text("one")
+    (directory / "init.h").write_text("one")
+    hook.build(tmp_path, hook.INIT)
+    hook.build(tmp_path, hook.INIT)
     assert sorted(compiled) == ["aarch64", "x86_64"]
-    source.write_text("two")
-    hook.build_all(tmp_path)
-    assert len(compiled) == 4
+    for number, name in enumerate(("init.c", "init.h")):
+        (directory / name).write_text("two")
+        hook.build(tmp_path, hook.INIT)
+        assert len(compiled) == 4 + 2 * number
 
 
 def test_the_command_lines_are_constant() -> None:
