@@ -23,6 +23,8 @@ from alcove.image.builder import NewHeader, NewSection, write_eif
 from alcove.image.describe import describe_eif
 from alcove.image.format import SectionType
 
+pytestmark = pytest.mark.slow
+
 ALCOVE = Path(sys.executable).parent / "alcove"
 NONCE = "00112233445566778899"
 METADATA = {

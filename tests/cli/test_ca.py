@@ -19,6 +19,8 @@ from tests.unit.pkcs11.softhsm import PIN, make_softhsm
 from alcove.attestation.attester import Attester
 from alcove.attestation.authority import Authority
 
+pytestmark = pytest.mark.slow
+
 ALCOVE = Path(sys.executable).parent / "alcove"
 PASSPHRASE = "correct horse battery staple"
 LEAKY = ("ALCOVE_", "SOFTHSM2_", "NITRO_CLI_", "AWS_")

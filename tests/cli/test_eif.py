@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tests.unit.image.archives import APPLICATION, BOOT, archive, write
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 
 

@@ -13,6 +13,8 @@ from vectors.collection import differences, texts
 from vectors.eif.generate import COLLECTIONS, DIRECTORY
 from vectors.vectorfile import Vector, VectorError, load
 
+pytestmark = pytest.mark.slow
+
 README = (VECTORS / "README.md").read_text()
 PINNED = {  # eif.md §5, §7.2, §7.4: SHA-256 of the payload
     "image/specification": "3ebc153815324142d71199eb15db5d38681c4a1a44c3bf2ed65c2d45e878bbaa",

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from tests.fuzz.targets import TARGETS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 1  # libFuzzer adds one, and a start takes one or two
 

@@ -10,6 +10,8 @@ from tests.unit.attestation.chains import NOW, World
 
 from alcove.attestation import AttestationError, ChainCache, GenuineOnly, Root, verify
 
+pytestmark = pytest.mark.slow
+
 UNPROTECTED_AT = 6  # offset of the empty unprotected header in every untagged document
 
 

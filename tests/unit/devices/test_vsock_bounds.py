@@ -23,6 +23,8 @@ from alcove.testing.fake_guest import FakeGuest
 
 from .conftest import CID, VsockRig
 
+pytestmark = pytest.mark.slow
+
 MANY = 2000
 PER_CONNECTION = 16 * 1024  # bytes of this process's heap, generously: it is about 6 KiB
 

@@ -36,6 +36,7 @@ USER, PASSWORD = "reader", "open sesame"
 HTPASSWD = f"{USER}:$2b$04$r7CMQU2lGUFoftZYMe3vC.KRCtgu5b306nz8eMH8CaD0AM9L/29ly\n"  # bcrypt of it
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(os.geteuid() != 0, reason="buildah's mounts are compared, which needs root"),
     pytest.mark.skipif(
         not shutil.which("buildah") or not shutil.which("skopeo"), reason="buildah or skopeo is missing"

@@ -29,6 +29,7 @@ CMD ["/bin/busybox", "true"]
 """
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("buildah") is None, reason="buildah is not installed"),
     pytest.mark.skipif(BUSYBOX is None, reason="busybox-static is not installed"),
 ]

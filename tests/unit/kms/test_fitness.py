@@ -15,6 +15,8 @@ from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, config,
 
 from alcove.kms.specs import SPECS
 
+pytestmark = pytest.mark.slow
+
 ARN = f"arn:aws:kms:us-east-1:{ACCOUNT}:key"
 PEER = ec.generate_private_key(ec.SECP256R1()).public_key()
 PEER_SPKI = PEER.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

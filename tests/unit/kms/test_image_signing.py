@@ -22,6 +22,8 @@ from alcove.image.builder import NewHeader, write_eif
 from alcove.image.describe import describe_eif
 from alcove.image.pcr import pcr_of_certificate
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 
 

@@ -21,6 +21,8 @@ from alcove.kms.material import private_key
 from alcove.kms.specs import MEMBERS, SPECS
 from alcove.kms.sqlite_store import open_store
 
+pytestmark = pytest.mark.slow
+
 HASHES: dict[str, hashes.HashAlgorithm] = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
 PAIRS = [(spec.name, usage) for spec in SPECS.values() for usage in spec.algorithms if spec.pair]
 SIGNING = [(spec.name, algorithm) for spec in SPECS.values() for algorithm in spec.algorithms.get("SIGN_VERIFY", ())]
