@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.fuzz import attestation, images, protocols
+from tests.fuzz import attestation, devices, images, protocols
 from vectors.eif.keys import Identity
 from vectors.vectorfile import load
 
@@ -95,5 +95,7 @@ TARGETS = {
     "signature": Target(images.signature, ("signature", "payload")),
     "tar": Target(images.tar, ("layers",)),
     "vhost-user": Target(protocols.vhost_user, others=_vhost_user),
+    "vhost-user-server": Target(devices.server, others=devices.conversations),
+    "virtqueue": Target(devices.virtqueue, others=devices.rings),
     "vsock": Target(protocols.vsock, others=_vsock),
 }

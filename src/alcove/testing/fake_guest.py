@@ -34,6 +34,7 @@ class FakeGuest:
         memory: Bytes of guest memory; 24 MiB hold two vsock queues of 128.
         config_size: Bytes of configuration space to read at realize; 0 asks for none.
         timeout: Seconds to wait for each answer.
+        front_end: Its connection, in place of one made here.
     """
 
     def __init__(
@@ -44,16 +45,17 @@ class FakeGuest:
         memory: int = 24 << 20,
         config_size: int = 0,
         timeout: float = 5.0,
+        front_end: FrontEnd | None = None,
     ) -> None:
-        self.front_end = FrontEnd(path, timeout=timeout)
+        self.front_end = FrontEnd(path, timeout=timeout) if front_end is None else front_end
         self.config_size = config_size
         self.config = b""
-        self._fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self._fd, memory)
+        self.memory_fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.memory_fd, memory)
         fcntl.fcntl(
-            self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+            self.memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
         )  # as QEMU's memory-backend-memfd
-        self.memory = memoryview(mmap.mmap(self._fd, memory))
+        self.memory = memoryview(mmap.mmap(self.memory_fd, memory))
         self.regions = (
             RegionSpec(0, _HOLE, USER_BASE, 0),
             RegionSpec(_RINGS_START, memory - _RINGS_START, USER_BASE + _RINGS_START, _RINGS_START),
@@ -108,7 +110,7 @@ class FakeGuest:
         front.tell(Request.SET_FEATURES, wire.U64.pack(_FEATURES), ack=False)
         if not share_memory:
             return
-        front.tell(Request.SET_MEM_TABLE, wire.pack_regions(self.regions), [self._fd] * len(self.regions))
+        front.tell(Request.SET_MEM_TABLE, wire.pack_regions(self.regions), [self.memory_fd] * len(self.regions))
         for index in range(len(self.queues)):
             self._ring(index, base)
         for index in range(len(self.queues)):
@@ -140,7 +142,7 @@ class FakeGuest:
         self.front_end.close()
         for queue in self.queues:
             queue.close()
-        os.close(self._fd)
+        os.close(self.memory_fd)
 
     def _ring(self, index: int, base: int) -> None:
         front, queue = self.front_end, self.queues[index]

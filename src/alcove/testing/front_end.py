@@ -54,6 +54,10 @@ class FrontEnd:
         except ConnectionError:
             return True
 
+    def fileno(self) -> int:
+        """Of the connection; negative once it is closed."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         """Hang up."""
         self._socket.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import pytest
 
 from alcove.devices.nsm import messages as nsm
@@ -66,6 +69,20 @@ def test_one_chain_waits_for_the_second(nsm_: NsmRig) -> None:
         queue.kick()
         assert queue.wait_used()[2] == 0
         assert queue.wait_used()[2] == 278
+
+
+def test_a_request_goes_back_with_the_wrong_chain_behind_it(nsm_: NsmRig) -> None:
+    """A response buffer outside memory: both chains return unused, each once, and the next exchange is served."""
+    with nsm_.guest(queues=(8,)) as guest:
+        driver = nsm_.driver(guest)
+        queue = guest.queues[0]
+        request = queue.add(readable=[GET_RANDOM])
+        queue.write_descriptor(7, 1 << 60, 0x3000, 2, 0)
+        queue.offer(7)
+        queue.kick()
+        assert [queue.wait_used()[::2], queue.wait_used()[::2]] == [(7, 0), (request, 0)]
+        assert nsm_.backend.requests == 1
+        assert len(driver.request(GET_RANDOM)) == 278
 
 
 def test_one_chain_with_both_directions_is_served(nsm_: NsmRig) -> None:
@@ -149,6 +166,34 @@ def test_a_broken_front_end_ends_the_device(nsm_: NsmRig, message: bytes) -> Non
         guest.front_end.send_raw(message)
         assert nsm_.closed.get(timeout=5)
         assert guest.front_end.hung_up()
+
+
+def test_memory_that_could_shrink_is_refused(nsm_: NsmRig) -> None:
+    """A front-end that cut its file short would end the supervisor with SIGBUS: only sealed files are mapped."""
+    with nsm_.guest() as guest:
+        guest.realize()
+        whole, guest.memory_fd = guest.memory_fd, os.memfd_create("loose", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.close(whole)
+        os.ftruncate(guest.memory_fd, len(guest.memory))
+        with pytest.raises(ConnectionError):
+            guest.start()
+        assert "could shrink" in str(nsm_.closed.get(timeout=5))
+
+
+def test_a_running_ring_is_not_changed(nsm_: NsmRig) -> None:
+    """Size, place and base are set before ENABLE; later they end the device."""
+    with nsm_.guest() as guest:
+        nsm_.driver(guest)
+        guest.front_end.send_raw(wire.pack_message(Request.SET_VRING_NUM, wire.VRING_STATE.pack(0, 1024)))
+        assert nsm_.closed.get(timeout=5) == "vhost-user: ring 0 is changed while it runs"
+
+
+def test_a_front_end_that_does_not_read_is_hung_up_on(nsm_: NsmRig) -> None:
+    """Replies that pile up end the device; a front-end that never stops asking does not keep the loop."""
+    with nsm_.guest() as guest, contextlib.suppress(ConnectionError):
+        while True:
+            guest.front_end.send_raw(wire.pack_message(Request.GET_FEATURES) * 100)
+    assert nsm_.closed.get(timeout=5) == "vhost-user: the front-end does not read its replies"
 
 
 def test_a_memory_table_larger_than_its_file_is_refused(nsm_: NsmRig) -> None:
