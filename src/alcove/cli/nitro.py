@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +44,7 @@ def _add_run(commands: Commands) -> None:
     parser.add_argument("--config", metavar="JSON")
     parser.add_argument("--accelerator", choices=("auto", "kvm", "tcg"), default="auto", help="Alcove's own")
     parser.add_argument("--boot-timeout", metavar="SECONDS", type=float, help="Alcove's own")
+    parser.add_argument("--parent-role", metavar="ARN", help="Alcove's own: the role that PCR3 stands for")
     parser.set_defaults(parser=parser)
 
 
@@ -82,7 +84,7 @@ def _run_request(arguments: argparse.Namespace) -> config.RunRequest:
     if arguments.config is not None:
         if clash := [name for name in given if getattr(arguments, name)]:
             arguments.parser.error(f"--config and --{clash[0].replace('_', '-')} exclude each other")
-        return config.parse_config(read_text(arguments.config))
+        return dataclasses.replace(config.parse_config(read_text(arguments.config)), **_own(arguments))
     if missing := [name for name in ("memory", "eif_path") if getattr(arguments, name) is None]:
         arguments.parser.error(f"--{missing[0].replace('_', '-')} is needed (or --config)")
     if (arguments.cpu_count is None) == (arguments.cpu_ids is None):
@@ -97,9 +99,13 @@ def _run_request(arguments: argparse.Namespace) -> config.RunRequest:
         debug_mode=arguments.debug_mode or arguments.attach_console,
         attach_console=arguments.attach_console,
         enclave_name=arguments.enclave_name,
-        accelerator=arguments.accelerator,
-        boot_timeout=arguments.boot_timeout,
+        **_own(arguments),
     )
+
+
+def _own(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What AWS's command line and config file have no word for."""
+    return {name: getattr(arguments, name) for name in ("accelerator", "boot_timeout", "parent_role")}
 
 
 def read_text(path: str) -> str:

@@ -19,6 +19,8 @@ from alcove.types import Cid
 _MEMORY: Final = re.compile(r"(\d{1,18})([MmGgTt]?)")
 _UNITS: Final = {"": 1, "m": 1, "g": 1024, "t": 1024 * 1024}
 _MAX_MEMORY_MIB: Final = 2**44  # what a 64-bit byte count holds
+_MAX_BOOT_SECONDS: Final = 86400
+_ROLE: Final = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/([!-~]{1,510}/)?[\w+=,.@-]{1,64}", re.ASCII)  # IAM's limits
 _RESERVED_CIDS: Final = {1, 2, 3, 0xFFFFFFFF}
 _CONFIG_KEYS: Final = {
     "eif_path", "memory_mib", "cpu_count", "cpu_ids", "enclave_cid", "debug_mode", "attach_console", "enclave_name",
@@ -27,7 +29,10 @@ _CONFIG_KEYS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """A checked request to start an enclave. Exactly one of ``cpu_count`` and ``cpu_ids`` is set."""
+    """A checked request to start an enclave. Exactly one of ``cpu_count`` and ``cpu_ids`` is set.
+
+    ``boot_timeout`` is in seconds; ``parent_role`` is the ARN of an IAM role, which PCR3 stands for.
+    """
 
     eif_path: str
     memory_mib: int
@@ -39,6 +44,7 @@ class RunRequest:
     enclave_name: str | None = None
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     boot_timeout: float | None = None
+    parent_role: str | None = None
 
     def __post_init__(self) -> None:
         if self.cpu_count is None and self.cpu_ids is None:
@@ -49,6 +55,11 @@ class RunRequest:
             raise invalid("enclave-cid", str(self.enclave_cid), "this CID is reserved; use 4 or more")
         if self.enclave_name is not None and not re.fullmatch(r"[^\s/\x00]{1,128}", self.enclave_name):
             raise invalid("enclave-name", self.enclave_name, "1 to 128 characters without spaces and slashes")
+        if self.boot_timeout is not None and not 0 < self.boot_timeout <= _MAX_BOOT_SECONDS:
+            reason = f"more than 0 and at most {_MAX_BOOT_SECONDS} seconds are needed"
+            raise invalid("boot-timeout", f"{self.boot_timeout:g}", reason)
+        if self.parent_role is not None and not _ROLE.fullmatch(self.parent_role):
+            raise invalid("parent-role", self.parent_role, "the ARN of a role is arn:aws:iam::ACCOUNT:role/NAME")
 
     @property
     def wanted_name(self) -> str:

@@ -92,9 +92,20 @@ def extend_text(text: str) -> bytes:
     return hashlib.sha384(ZERO_PCR + text.encode()).digest()
 
 
-def initial_pcrs(measurements: Measurements, instance_id: str, *, debug_mode: bool) -> dict[int, bytes]:
-    """All 32 registers at boot; in debug mode 0, 1, 2 and 8 are zero (nsm.md §6.1)."""
+def initial_pcrs(
+    measurements: Measurements, instance_id: str, *, debug_mode: bool, parent_role: str | None = None
+) -> dict[int, bytes]:
+    """All 32 registers at boot (nsm.md §6); in debug mode 0, 1, 2 and 8 are zero, 3 and 4 are not (§6.1).
+
+    Args:
+        measurements: The image's.
+        instance_id: The parent's, for PCR4.
+        debug_mode: Whether the enclave has a console.
+        parent_role: ARN of the parent's role, for PCR3; zero without one.
+    """
     pcrs = dict.fromkeys(range(PCR_COUNT), bytes(ZERO_PCR))
+    if parent_role is not None:
+        pcrs[3] = extend_text(parent_role)
     pcrs[4] = extend_text(instance_id)
     if not debug_mode:
         pcrs |= {0: measurements.pcr0, 1: measurements.pcr1, 2: measurements.pcr2, 8: measurements.pcr8 or ZERO_PCR}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import multiprocessing
 import resource
 import shutil
@@ -19,8 +20,9 @@ from alcove.attestation.document import parse_document
 from alcove.attestation.private_memory import forbid_core_dumps
 from alcove.attestation.root_key import NewKey
 from alcove.attestation.store import Store
-from alcove.enclave.identity import ParentSource, authority_check, place
+from alcove.enclave.identity import ParentSource, authority_check, initial_pcrs, place
 from alcove.enclave.paths import Paths
+from alcove.types import Measurements
 
 PASSPHRASE = b"correct horse battery staple"
 
@@ -48,6 +50,26 @@ class Running:
             self.attester.document({0: bytes(48)}, user_data=None, nonce=None, public_key=None, now=now)
         )
         return (*made.cabundle, made.certificate)
+
+
+def test_registers_at_boot_are_the_image_and_the_parent() -> None:
+    """PCR3 is the role's ARN, PCR4 the parent's id, each a raw extend (eif.md §2); the others are measured or zero."""
+    image = Measurements(pcr0=b"0" * 48, pcr1=b"1" * 48, pcr2=b"2" * 48, pcr8=b"8" * 48)
+    role, parent = "arn:aws:iam::123456789012:role/web", "i-0123456789abcdef0"
+    pcrs = initial_pcrs(image, parent, debug_mode=False, parent_role=role)
+    assert [pcrs[index][:1] for index in (0, 1, 2, 8)] == [b"0", b"1", b"2", b"8"]
+    assert pcrs[3] == hashlib.sha384(bytes(48) + role.encode()).digest()
+    assert pcrs[4] == hashlib.sha384(bytes(48) + parent.encode()).digest()
+    assert {index for index, value in pcrs.items() if any(value)} == {0, 1, 2, 3, 4, 8}
+    assert len(pcrs) == 32
+    assert not any(initial_pcrs(image, parent, debug_mode=False)[3])
+
+
+def test_debug_mode_hides_the_image_and_not_the_parent() -> None:
+    """PCR0, 1, 2 and 8 are zero; PCR3 and PCR4 keep their values (nsm.md §6.1)."""
+    image = Measurements(pcr0=b"0" * 48, pcr1=b"1" * 48, pcr2=b"2" * 48, pcr8=b"8" * 48)
+    pcrs = initial_pcrs(image, "i-0123456789abcdef0", debug_mode=True, parent_role="arn:aws:iam::1:role/web")
+    assert {index for index, value in pcrs.items() if any(value)} == {3, 4}
 
 
 def test_the_first_use_makes_a_root(paths: Paths) -> None:

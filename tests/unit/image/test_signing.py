@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from alcove.codec import cbor
 from alcove.errors import ImageFormatError, UsageError
 from alcove.image.boot import prepare_boot
 from alcove.image.describe import describe_eif
+from alcove.image.format import HEADER_SIZE
 from alcove.image.measure import pcr
 from alcove.image.pcr import pcr_of_certificate
 from alcove.image.reader import read_eif
@@ -166,3 +168,18 @@ def test_a_signed_image_boots_only_with_its_own_signature(eif: Path, tmp_path: P
     assert files.measurements.pcr8 == pcr(signer.certificate_der)
     with pytest.raises(SignatureRefusedError):
         prepare_boot(eif, tmp_path, at=SIGNED_AT.replace(year=2030))
+
+
+def test_a_signature_over_another_image_stops_the_boot(eif: Path, tmp_path: Path, signer: Signer) -> None:
+    """A valid signature beside a changed kernel, with the checksum put right: E59, whoever signed it."""
+    sign_eif(eif, signer)
+    eif.write_bytes(with_checksum(eif.read_bytes().replace(b"kernel", b"Kernel")))
+    with pytest.raises(SignatureRefusedError) as caught:
+        prepare_boot(eif, tmp_path, at=SIGNED_AT)
+    assert caught.value.code == "E59"
+
+
+def with_checksum(image: bytes) -> bytes:
+    """The image with the checksum of what it is now (eif.md §1)."""
+    crc = zlib.crc32(image[: HEADER_SIZE - 4] + image[HEADER_SIZE:])
+    return image[: HEADER_SIZE - 4] + struct.pack(">I", crc) + image[HEADER_SIZE:]
