@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from alcove.kms.policy.conditions import Condition
 from alcove.kms.policy.document import Element, PolicyDocument, PolicyKind, Statement
@@ -31,12 +31,14 @@ class Access:
         action: ``kms:<Permission>``.
         key_arn: The key, or None for operations without one.
         context: The request context.
+        identity_context: Condition keys that identity policies see beside it; key policies do not have them (§6.1).
     """
 
     caller: Caller
     action: str
     key_arn: str | None
     context: Context
+    identity_context: Context = field(default_factory=dict)
 
     @property
     def same_account(self) -> bool:
@@ -53,6 +55,7 @@ class Why(enum.Enum):
     IDENTITY_DENIES = "an explicit deny in an identity policy"
     KEY_POLICY_SILENT = "no statement of the key policy allows"
     IDENTITY_SILENT = "no identity policy allows"
+    GRANT_ALLOWS = "a grant allows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,8 @@ class _Match:
 def evaluate(access: Access, key_policy: PolicyDocument | None, identities: Sequence[PolicyDocument]) -> Decision:
     """The decision on one request (§8.1); `key_policy` is None exactly when there is no key."""
     on_key = _candidates(access, [key_policy] if key_policy else [])
+    if access.identity_context:
+        access = replace(access, context={**access.context, **access.identity_context})
     on_identity = _candidates(access, identities)
     for found, why in ((on_key, Why.KEY_POLICY_DENIES), (on_identity, Why.IDENTITY_DENIES)):  # 1
         deny = next((m for m in found if m.applies and not m.statement.allow), None)
