@@ -7,18 +7,18 @@
  *   - the heartbeat's connect is tried for a few seconds, as the vsock device may appear a moment after its driver;
  *   - the loopback interface is brought up;
  *   - the application's exit status is printed, and reported to the parent on the heartbeat's port (see report);
+ *   - the clock is set, and kept, by the parent's where the parent offers it (clock.c);
  *   - with a file /oci (see read_oci) the application starts as a container's does: working directory, user and groups
  *     of the image, searched on the image's PATH;
  *   - a failure prints one line and restarts the machine at once instead of waiting for a panic's time-out.
  *
  * SPDX-License-Identifier: Apache-2.0
  */
-#define _GNU_SOURCE
+#include "init.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
-#include <limits.h>
 #include <linux/vm_sockets.h>
 #include <net/if.h>
 #include <signal.h>
@@ -36,32 +36,20 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PARENT_CID 3 /* the parent instance, in Nitro's terms */
 #define HEARTBEAT_PORT 9000
 #define HEARTBEAT_BYTE 0xB7
 #define CONNECT_TRIES 50 /* times 100 ms: five seconds, also enough under emulation */
 #define CONNECT_PAUSE_US 100000
 #define REPORT_SIZE 256 /* bytes, as the parent reads them */
-#define MAX_FILE (1024 * 1024) /* /cmd and /env: no exec could pass more */
-#define MAX_ID 2147483647 /* what container runtimes accept */
 #define DEFAULT_PATH "/sbin:/usr/sbin:/bin:/usr/bin"
 
 #define NDNSNE (MS_NODEV | MS_NOSUID | MS_NOEXEC)
-
-/* What /oci asks for. */
-struct oci {
-    const char *directory; /* absolute; made when missing */
-    uid_t uid;
-    gid_t gid;
-    size_t count; /* of groups */
-    gid_t *groups;
-};
 
 static int reporting; /* since the heartbeat: before it, the parent would take a report for one */
 static char *default_cmd[] = {"sh", NULL};
 static char *default_env[] = {"PATH=" DEFAULT_PATH, NULL};
 
-static void say(const char *format, ...)
+void say(const char *format, ...)
 {
     va_list args;
     va_start(args, format);
@@ -72,17 +60,21 @@ static void say(const char *format, ...)
 }
 
 /* End the machine. Returning from process 1 would be a kernel panic; this is the same, without its noise. */
-static void restart(void)
+__attribute__((noreturn)) static void restart(void)
 {
     sync();
     reboot(RB_AUTOBOOT);
     _exit(1);
 }
 
-static int connect_parent(void)
+int connect_parent(unsigned int port, const struct timeval *patience)
 {
-    struct sockaddr_vm parent = {.svm_family = AF_VSOCK, .svm_cid = PARENT_CID, .svm_port = HEARTBEAT_PORT};
+    struct sockaddr_vm parent = {.svm_family = AF_VSOCK, .svm_cid = PARENT_CID, .svm_port = port};
     int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0 && patience) {
+        setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, patience, sizeof(*patience));
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, patience, sizeof(*patience));
+    }
     if (fd >= 0 && connect(fd, (struct sockaddr *)&parent, sizeof(parent)) < 0) {
         int why = errno;
         close(fd);
@@ -109,16 +101,15 @@ static void report(const char *format, ...)
     if (length > (int)sizeof(line) - 2)
         length = sizeof(line) - 2;
     line[length++] = '\n';
-    int fd = connect_parent();
+    int fd = connect_parent(HEARTBEAT_PORT, &patience);
     if (fd < 0)
         return;
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
     if (write(fd, line, (size_t)length) == length)
         (void)!read(fd, line, 1);
     close(fd);
 }
 
-static void die(const char *what)
+void die(const char *what)
 {
     const char *why = errno ? strerror(errno) : "unexpected answer";
     say("init failed: %s: %s", what, why);
@@ -206,10 +197,10 @@ static void load_modules(void)
 static void heartbeat(void)
 {
     unsigned char byte = HEARTBEAT_BYTE;
-    int fd = connect_parent();
+    int fd = connect_parent(HEARTBEAT_PORT, NULL);
     for (int i = 1; fd < 0 && i < CONNECT_TRIES; i++) {
         usleep(CONNECT_PAUSE_US);
-        fd = connect_parent();
+        fd = connect_parent(HEARTBEAT_PORT, NULL);
     }
     if (fd < 0)
         die("heartbeat: connect to the parent (CID 3, port 9000)");
@@ -224,98 +215,12 @@ static void heartbeat(void)
     reporting = 1;
 }
 
-static char *read_file(const char *path)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return NULL;
-    char *text = calloc(1, MAX_FILE + 1);
-    size_t used = 0;
-    ssize_t got = 0;
-    if (!text)
-        die(path);
-    while (used < MAX_FILE && (got = read(fd, text + used, MAX_FILE - used)) > 0)
-        used += (size_t)got;
-    if (got < 0)
-        die(path);
-    if (used == MAX_FILE) {
-        errno = E2BIG;
-        die(path);
-    }
-    close(fd);
-    return text;
-}
-
-/* 6. One string a line, the last line feed being optional. The file is gone afterwards. NULL when there is none. */
-static char **read_lines(const char *path)
-{
-    char *text = read_file(path);
-    if (!text)
-        return NULL;
-    unlink(path);
-    size_t count = 0;
-    for (char *c = text; *c; c++)
-        count += *c == '\n';
-    char **lines = calloc(count + 2, sizeof(char *));
-    if (!lines)
-        die(path);
-    size_t used = 0;
-    while (*text) {
-        lines[used++] = text;
-        text = strchrnul(text, '\n');
-        if (*text)
-            *text++ = '\0';
-    }
-    return lines;
-}
-
 static char **read_lines_or(const char *path, char **fallback)
 {
     char **lines = read_lines(path);
     if (!lines)
         say("warning: %s: %s; using the default", path, strerror(errno));
     return lines ? lines : fallback;
-}
-
-static unsigned int parse_id(const char *text)
-{
-    unsigned long value = 0;
-    const char *c = text;
-    for (; *c >= '0' && *c <= '9' && value <= MAX_ID; c++)
-        value = value * 10 + (unsigned long)(*c - '0');
-    errno = EINVAL;
-    if (c == text || *c || value > MAX_ID)
-        die("/oci: not a user or group id");
-    return (unsigned int)value;
-}
-
-/*
- * /oci is written by build-enclave --oci-entrypoint: working directory, user id, group id, and every supplementary
- * group id, one a line. The names in the image's USER were looked up at build time, so that they are measured.
- */
-static struct oci *read_oci(const char *path)
-{
-    char **lines = read_lines(path);
-    if (!lines) {
-        if (errno != ENOENT)
-            die(path);
-        return NULL;
-    }
-    struct oci *oci = calloc(1, sizeof(*oci));
-    errno = EINVAL;
-    if (!oci || !lines[0] || lines[0][0] != '/' || !lines[1] || !lines[2])
-        die("/oci: not a directory, a user and a group");
-    oci->directory = lines[0];
-    oci->uid = parse_id(lines[1]);
-    oci->gid = parse_id(lines[2]);
-    for (char **line = lines + 3; *line; line++)
-        oci->count++;
-    oci->groups = calloc(oci->count + 1, sizeof(gid_t));
-    if (!oci->groups)
-        die(path);
-    for (size_t i = 0; i < oci->count; i++)
-        oci->groups[i] = parse_id(lines[3 + i]);
-    return oci;
 }
 
 /* 7. The application's root becomes the root. An initramfs cannot be pivoted, so it is covered. */
@@ -381,45 +286,6 @@ static void loopback_up(void)
             say("warning: lo: %s", strerror(errno));
     }
     close(fd);
-}
-
-/* The application cannot start; its end ends the enclave, with the status a shell would give. */
-static void cannot(const char *what, const char *name)
-{
-    int why = errno;
-    say("cannot %s %s: %s", what, name, strerror(why));
-    _exit(why == ENOENT ? 127 : 126);
-}
-
-static int make_directories(const char *path)
-{
-    char part[PATH_MAX];
-    size_t length = strlen(path);
-    if (length >= sizeof(part)) {
-        errno = ENAMETOOLONG;
-        return -1;
-    }
-    for (size_t i = 1; i <= length; i++) {
-        if (path[i] != '/' && path[i] != '\0')
-            continue;
-        memcpy(part, path, i);
-        part[i] = '\0';
-        if (mkdir(part, 0755) < 0 && errno != EEXIST)
-            return -1;
-    }
-    return 0;
-}
-
-/* What a container runtime does before it starts a program. Rights are given up last, and groups before the user. */
-static void become(const struct oci *oci)
-{
-    if (make_directories(oci->directory) < 0 || chdir(oci->directory) < 0)
-        cannot("enter", oci->directory);
-    for (int fd = 0; fd < 3; fd++) /* so that the program may open /dev/stdout again */
-        if (fchown(fd, oci->uid, (gid_t)-1) < 0 && errno != EINVAL && errno != EROFS)
-            cannot("give away", "the console");
-    if (setgroups(oci->count, oci->groups) < 0 || setgid(oci->gid) < 0 || setuid(oci->uid) < 0)
-        cannot("become", "the image's user");
 }
 
 /* 10. The program is searched on init's path, or with /oci on its own; it sees nothing but its own environment. */
@@ -508,6 +374,7 @@ int main(void)
     mount_all();
     mount_cgroups();
     loopback_up();
+    keep_time();
     report_end(reap_until(launch(cmd, env, oci, &mask)));
     restart();
 }

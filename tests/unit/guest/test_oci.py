@@ -20,13 +20,14 @@ needs_busybox = pytest.mark.skipif(BUSYBOX is None, reason="busybox-static is no
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """init.c with a main of the tests' own (harness.c)."""
+    """Init with a main of the tests' own (harness.c)."""
     directory = tmp_path_factory.mktemp("harness")
     program = directory / "harness"
     flags = ["-std=gnu17", "-static", "-Os", "-Wall", "-Wextra", "-Werror", "-Wno-return-type", "-fno-sanitize=all"]
     flags.append(f"-I{ROOT / 'src/alcove/guest'}")
-    source = Path(__file__).with_name("harness.c")
-    command = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-musl", *flags, "-o", program, source]
+    guest = ROOT / "src/alcove/guest"
+    sources = [Path(__file__).with_name("harness.c"), guest / "oci.c", guest / "clock.c"]
+    command = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-musl", *flags, "-o", program, *sources]
     subprocess.run(command, check=True)
     return program
 
