@@ -65,10 +65,14 @@ def qemu_argv(spec: MachineSpec, qemu: Qemu) -> list[str]:
     accelerator, cpu = _ACCELERATORS[spec.accelerator]
     return [
         *qemu.command,
-        "-M", "microvm,memory-backend=mem,dump-guest-core=off",  # guest memory is secret: keep it out of core files
+        "-name", "enclave,debug-threads=on",  # names the threads, so that vCPUs can be told apart and pinned
+        # guest memory is secret: keep it out of core files, and let no other process's pages be compared with it
+        "-M", "microvm,memory-backend=mem,dump-guest-core=off,mem-merge=off",
         "-accel", accelerator, "-cpu", cpu, "-smp", str(spec.cpu_count), "-m", f"{spec.memory_mib}M",
         # share=on: the device back-ends map this memory; without it requests hang (devices.md §2)
-        "-object", f"memory-backend-memfd,id=mem,size={spec.memory_mib}M,share=on",
+        # sealed by default: the back-ends refuse memory that could be taken away from under them
+        "-object", f"memory-backend-memfd,id=mem,size={spec.memory_mib}M,share=on{_pages(spec)}",
+        *(("-overcommit", "mem-lock=on") if spec.memory.locked else ()),
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         *_console(spec),
         "-global", "virtio-mmio.force-legacy=false",
@@ -79,6 +83,10 @@ def qemu_argv(spec: MachineSpec, qemu: Qemu) -> list[str]:
         "-device", "vhost-user-vsock-device,chardev=vsock",
         "-sandbox", SANDBOX,
     ]  # fmt: skip
+
+
+def _pages(spec: MachineSpec) -> str:
+    return f",hugetlb=on,hugetlbsize={spec.memory.page_mib}M" if spec.memory.page_mib else ""
 
 
 def _console(spec: MachineSpec) -> list[str]:

@@ -6,8 +6,8 @@ Inside there is no network, no other process, no capability, no environment, and
 that QEMU opens (devices.md §2.2). They appear under fixed names, so a guest that breaks out of QEMU does not
 even learn where on the host its files are.
 
-Started by root, QEMU's user inside is nobody (65534), mapped to root outside with every capability dropped: it owns
-root's files and can reach those bound in, which are read-only, and the two sockets.
+QEMU's user inside is nobody (65534). Outside it is a user id of its own where root starts it and the kernel allows such
+a user to make namespaces (`confinement`), else whoever starts it; with every capability dropped in either case.
 """
 
 from __future__ import annotations

@@ -20,6 +20,19 @@ MAX_SOCKET_PATH: Final = 107  # unix(7): sun_path without its final NUL
 
 
 @dataclass(frozen=True, slots=True)
+class GuestMemory:
+    """What the guest's memory is made of.
+
+    Args:
+        page_mib: Size of the huge pages it comes from, in MiB; None for ordinary pages.
+        locked: Whether QEMU locks its memory, so that none of it is ever swapped out.
+    """
+
+    page_mib: int | None = None
+    locked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
     """One enclave's machine.
 
@@ -33,6 +46,7 @@ class MachineSpec:
         nsm_socket: Listening vhost-user socket of the NSM.
         vsock_socket: Listening vhost-user socket of vsock.
         console: Whether the guest's serial console is QEMU's standard output; discarded otherwise.
+        memory: What the memory is made of.
         tsc_khz: Rate of the guest's time stamp counter, told to the kernel under TCG only (devices.md §2.1).
 
     Raises:
@@ -48,6 +62,7 @@ class MachineSpec:
     nsm_socket: Path
     vsock_socket: Path
     console: bool
+    memory: GuestMemory = GuestMemory()
     tsc_khz: int | None = None
 
     def __post_init__(self) -> None:
@@ -55,6 +70,8 @@ class MachineSpec:
             raise UsageError(f"a machine has 1 to {MAX_CPUS} CPUs, not {self.cpu_count}")
         if self.memory_mib < MIN_MEMORY_MIB:
             raise UsageError(f"a machine needs at least {MIN_MEMORY_MIB} MiB of memory, not {self.memory_mib}")
+        if self.memory.page_mib and self.memory_mib % self.memory.page_mib:
+            raise UsageError(f"{self.memory_mib} MiB are not a whole number of pages of {self.memory.page_mib} MiB")
         if "\0" in self.cmdline or len(self.guest_cmdline.encode()) > MAX_CMDLINE:
             raise UsageError(f"the kernel command line has a NUL byte or more than {MAX_CMDLINE} bytes")
         for path in (self.nsm_socket, self.vsock_socket):

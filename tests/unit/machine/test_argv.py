@@ -10,11 +10,12 @@ import pytest
 
 from alcove.errors import UsageError
 from alcove.machine.argv import Qemu, probe_argv, qemu_argv
-from alcove.machine.spec import MachineSpec
+from alcove.machine.spec import GuestMemory, MachineSpec
 
 GOLDEN = """
 /t/ld.so --library-path /t/lib /t/qemu-system-x86_64 -L /t/share/qemu -L /t/share/seabios
--M microvm,memory-backend=mem,dump-guest-core=off
+-name enclave,debug-threads=on
+-M microvm,memory-backend=mem,dump-guest-core=off,mem-merge=off
 -accel tcg,thread=multi,tb-size=256 -cpu max -smp 2 -m 256M
 -object memory-backend-memfd,id=mem,size=256M,share=on
 -nodefaults -no-user-config -display none -no-reboot
@@ -56,7 +57,7 @@ def test_without_a_console_nothing_of_the_guest_is_shown(spec: MachineSpec, qemu
 def test_a_system_qemu_starts_by_itself(spec: MachineSpec, qemu: Qemu) -> None:
     """It has the host's loader, libraries and firmware, and needs no variable."""
     system = Qemu(Path("/usr/bin/qemu-system-x86_64"), None, None, None, (), (10, 2, 0))
-    assert qemu_argv(spec, system)[:2] == ["/usr/bin/qemu-system-x86_64", "-M"]
+    assert qemu_argv(spec, system)[:2] == ["/usr/bin/qemu-system-x86_64", "-name"]
     assert system.environment == {}
     assert qemu.environment == {"QEMU_MODULE_DIR": "/t/lib/qemu"}
 
@@ -65,6 +66,16 @@ def test_a_comma_in_a_sockets_path_does_not_end_the_option(spec: MachineSpec, qe
     """QEMU doubles commas to escape them."""
     argv = qemu_argv(dataclasses.replace(spec, nsm_socket=Path("/r/a,server=on")), qemu)
     assert "socket,id=nsm,path=/r/a,,server=on" in argv
+
+
+def test_exclusive_memory_is_huge_pages_or_locked(spec: MachineSpec, qemu: Qemu) -> None:
+    """QEMU gets the size of the pages, or locks what it has; it shares the memory in both cases."""
+    huge = qemu_argv(dataclasses.replace(spec, memory=GuestMemory(page_mib=2)), qemu)
+    assert after(huge, "-object") == "memory-backend-memfd,id=mem,size=256M,share=on,hugetlb=on,hugetlbsize=2M"
+    assert "-overcommit" not in huge
+    locked = qemu_argv(dataclasses.replace(spec, memory=GuestMemory(locked=True)), qemu)
+    assert after(locked, "-overcommit") == "mem-lock=on"
+    assert "hugetlb" not in after(locked, "-object")
 
 
 def test_a_probe_has_no_devices(qemu: Qemu) -> None:
@@ -81,6 +92,7 @@ def test_a_probe_has_no_devices(qemu: Qemu) -> None:
         {"cpu_count": 0},
         {"cpu_count": 289},
         {"memory_mib": 63},
+        {"memory_mib": 255, "memory": GuestMemory(page_mib=2)},
         {"cmdline": "a\0b"},
         {"cmdline": "x" * 2040},  # leaves no room for the counter's rate
         {"nsm_socket": Path("/" + "x" * 107)},
