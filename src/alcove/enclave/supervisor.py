@@ -4,7 +4,7 @@ The life of an enclave:
 
 1. read the image, check it and unpack what boots (E19, E35, E59);
 2. reserve name, CID, CPUs and memory (E20-E29);
-3. prove who the parent is, and bind the sockets of the two devices, the heartbeat and the time;
+3. prove who the parent is, and bind the sockets of the two devices and of the heartbeat;
 4. start QEMU in its jail, and wait for the heartbeat, QEMU's end or the time-out, whichever is first (E36);
 5. answer describe, console and terminate until QEMU ends;
 6. leave nothing behind.
@@ -28,15 +28,13 @@ from alcove.attestation.attester import Attester
 from alcove.devices.nsm.backend import NsmBackend
 from alcove.devices.nsm.module import NsmModule
 from alcove.devices.vsock.backend import VsockBackend
-from alcove.enclave import allocator, ended, identity, registry
-from alcove.enclave.clock import TIME_PORT, TimeService
+from alcove.enclave import allocator, ended, identity, isolation, registry
 from alcove.enclave.config import RunRequest
 from alcove.enclave.console import Console
 from alcove.enclave.control import Command, ControlServer
 from alcove.enclave.ended import Cause, End
 from alcove.enclave.init_channel import InitChannel
 from alcove.enclave.paths import EnclavePaths, Paths
-from alcove.enclave.pool import load_pool
 from alcove.enclave.record import Record
 from alcove.enclave.usage import tree_usage
 from alcove.errors import AlcoveError, MachineError, ProtocolError
@@ -45,7 +43,8 @@ from alcove.image.sources.tools_tree import ToolsTree
 from alcove.machine.accelerator import choose_accelerator
 from alcove.machine.process import start
 from alcove.machine.qemu import Qemu, find_qemu
-from alcove.machine.spec import Accelerator, MachineSpec
+from alcove.machine.spec import Accelerator, GuestMemory, MachineSpec
+from alcove.machine.threads import pin_vcpus
 from alcove.types import HEARTBEAT_PORT, Cid, Port
 
 _GIB: Final = 1024**3
@@ -78,6 +77,7 @@ class Supervisor:
         self._state = "EMPTY"
         self._console: Console | None = None
         self._started: datetime | None = None
+        self._memory = GuestMemory()
 
     async def boot(self) -> dict[str, Any]:
         """Steps 1 to 4. On any error everything is undone before it is raised.
@@ -141,12 +141,13 @@ class Supervisor:
         self._start_devices(attester)
         self._init = InitChannel(self._loop, self._listen(self._files.guest_port(HEARTBEAT_PORT)))
         self._cleanups.callback(self._init.close)
-        clock = TimeService(self._loop, self._listen(self._files.guest_port(TIME_PORT)))
-        self._cleanups.callback(clock.close)
         self._start_machine(self._spec(self._image, accelerator), qemu)
+        isolation.forgo(self._paths, self._pool)
         if self._console is not None:
             await self._console.start()
         await self._wait_for_heartbeat()
+        if self._pool.mode == "exclusive":
+            pin_vcpus(self._process.pid, self._record.cpu_ids)
         shutil.rmtree(staging, ignore_errors=True)
         self._state = "RUNNING"
         self._started = datetime.now(UTC)
@@ -197,14 +198,15 @@ class Supervisor:
 
     def _reserve(self, enclave_id: str) -> Record:
         request, image = self._request, self._image
-        pool = load_pool(self._paths.config)
+        self._pool = pool = isolation.pool_of(self._paths)
 
         def decide(others: list[Record]) -> Record:
+            memory_mib, self._memory = isolation.memory_of(pool, request.memory_mib)
             allocation = allocator.allocate(
                 pool,
                 [other.allocation for other in others],
                 image_bytes=image.size,
-                memory_mib=request.memory_mib,
+                memory_mib=memory_mib,
                 cpu_count=request.cpu_count,
                 cpu_ids=request.cpu_ids,
             )
@@ -289,6 +291,7 @@ class Supervisor:
             nsm_socket=self._files.nsm_device,
             vsock_socket=self._files.vsock_device,
             console=self._record.debug_mode,
+            memory=self._memory,
         )
 
     def _start_machine(self, spec: MachineSpec, qemu: Qemu) -> None:
@@ -298,10 +301,12 @@ class Supervisor:
             os.set_blocking(console_write, True)
             self._console = Console(self._loop, console_read, self._files.console)
             self._cleanups.callback(self._console.close)
+        confinement, undo = isolation.shut_off(self._pool, self._record, spec)
+        self._cleanups.callback(undo)
         stderr_read, stderr_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(stderr_write, True)
         try:
-            self._process = start(spec, qemu, console_fd=console_write, stderr_fd=stderr_write)
+            self._process = start(spec, qemu, console_fd=console_write, stderr_fd=stderr_write, confinement=confinement)
         finally:
             os.close(stderr_write)
             if console_write is not None:
