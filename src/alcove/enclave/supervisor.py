@@ -4,7 +4,7 @@ The life of an enclave:
 
 1. read the image, check it and unpack what boots (E19, E35, E59);
 2. reserve name, CID, CPUs and memory (E20-E29);
-3. prove who the parent is, and bind the sockets of the two devices and of the heartbeat;
+3. prove who the parent is, and bind the sockets of the two devices, the heartbeat and the time;
 4. start QEMU in its jail, and wait for the heartbeat, QEMU's end or the time-out, whichever is first (E36);
 5. answer describe, console and terminate until QEMU ends;
 6. leave nothing behind.
@@ -29,6 +29,7 @@ from alcove.devices.nsm.backend import NsmBackend
 from alcove.devices.nsm.module import NsmModule
 from alcove.devices.vsock.backend import VsockBackend
 from alcove.enclave import allocator, ended, identity, isolation, registry
+from alcove.enclave.clock import TIME_PORT, TimeService
 from alcove.enclave.config import RunRequest
 from alcove.enclave.console import Console
 from alcove.enclave.control import Command, ControlServer
@@ -141,6 +142,8 @@ class Supervisor:
         self._start_devices(attester)
         self._init = InitChannel(self._loop, self._listen(self._files.guest_port(HEARTBEAT_PORT)))
         self._cleanups.callback(self._init.close)
+        clock = TimeService(self._loop, self._listen(self._files.guest_port(TIME_PORT)))
+        self._cleanups.callback(clock.close)
         self._start_machine(self._spec(self._image, accelerator), qemu)
         isolation.forgo(self._paths, self._pool)
         if self._console is not None:
@@ -231,7 +234,8 @@ class Supervisor:
 
     def _start_devices(self, attester: Attester) -> None:
         record, files = self._record, self._files
-        pcrs = identity.initial_pcrs(self._image.measurements, attester.instance_id, debug_mode=record.debug_mode)
+        role, debug = self._request.parent_role, record.debug_mode
+        pcrs = identity.initial_pcrs(self._image.measurements, attester.instance_id, debug_mode=debug, parent_role=role)
 
         def attest(locked: Any, user_data: bytes | None, nonce: bytes | None, public_key: bytes | None) -> bytes:
             now = datetime.now(UTC)
