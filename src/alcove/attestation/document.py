@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -75,18 +76,33 @@ class AttestationDocument:
         Sizes of user_data, nonce and public_key are not limited here, because the real device does not limit them
         (nsm.md §7); a verifier does.
         """
-        fields: dict[str, object] = {
-            "module_id": self.module_id,
-            "digest": self.digest,
-            "timestamp": cbor.Uint64(self.timestamp_ms),
-            "pcrs": dict(sorted(self.pcrs.items())),
-            "certificate": self.certificate,
-            "cabundle": self.cabundle,
-            "public_key": self.public_key,
-            "user_data": self.user_data,
-            "nonce": self.nonce,
-        }
-        return cbor.encode(fields)
+        return b"".join(
+            (
+                cbor.head(5, 9),  # a map of nine
+                _pairs((("module_id", self.module_id), ("digest", self.digest))),
+                cbor.encode("timestamp"),
+                cbor.encode(cbor.Uint64(self.timestamp_ms)),
+                _registers(tuple(sorted(self.pcrs.items()))),
+                _pairs((("certificate", self.certificate), ("cabundle", tuple(self.cabundle)))),
+                *(cbor.encode(name) + cbor.encode(value) for name, value in self._asked()),
+            )
+        )
+
+    def _asked(self) -> tuple[tuple[str, bytes | None], ...]:
+        return ("public_key", self.public_key), ("user_data", self.user_data), ("nonce", self.nonce)
+
+
+# A device signs document after document that differ in little: what stays the same is encoded once.
+
+
+@lru_cache(8)
+def _pairs(pairs: tuple[tuple[str, object], ...]) -> bytes:
+    return b"".join(cbor.encode(name) + cbor.encode(value) for name, value in pairs)
+
+
+@lru_cache(8)
+def _registers(registers: tuple[tuple[int, bytes], ...]) -> bytes:
+    return cbor.encode("pcrs") + cbor.encode(dict(registers))
 
 
 def parse_document(data: bytes, *, strict: bool = False) -> AttestationDocument:

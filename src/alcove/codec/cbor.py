@@ -32,6 +32,11 @@ _FLOATS: Final = {25: ">e", 26: ">f", 27: ">d"}  # RFC 8949 §3.3, by additional
 _LENGTHS: Final = {24: 1, 25: 2, 26: 4, 27: 8}  # RFC 8949 §3: bytes of argument, by additional information
 _INDEFINITE: Final = 31
 _BREAK: Final = 0xFF
+_KEPT: Final = 64  # arguments whose heads are made beforehand: registers, digests and short texts
+_HEADS: Final = tuple(
+    tuple(bytes((major << 5 | n,)) if n < 24 else bytes((major << 5 | 24, n)) for n in range(_KEPT))
+    for major in range(8)
+)
 _UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)  # RFC 8949 §3.1, major types
 
 
@@ -209,6 +214,22 @@ def encode(obj: object) -> bytes:
 
 
 def _encode(obj: object, out: bytearray) -> None:
+    # exactly these types make up nearly all of a message; what derives from them is left to what follows
+    kind = type(obj)
+    if kind is bytes or kind is str:
+        content: bytes = obj if kind is bytes else obj.encode()  # type: ignore[assignment, attr-defined]
+        out += head(_BYTES if kind is bytes else _TEXT, len(content))
+        out += content
+    elif kind is dict:
+        out += head(_MAP, len(obj))  # type: ignore[arg-type]
+        for key, value in obj.items():  # type: ignore[attr-defined]
+            _encode(key, out)
+            _encode(value, out)
+    else:
+        _encode_other(obj, out)
+
+
+def _encode_other(obj: object, out: bytearray) -> None:
     if obj is None:
         out.append(0xF6)
     elif isinstance(obj, bool):
@@ -249,14 +270,14 @@ def _encode_compound(obj: object, out: bytearray) -> None:
 
 def head(major: int, argument: int) -> bytes:
     """The shortest head of an item: major type and argument (RFC 8949 §3)."""
+    if 0 <= argument < _KEPT:
+        return _HEADS[major][argument]
     first = major << 5
-    if argument < 24:
-        return bytes((first | argument,))
-    if argument < 0x100:
+    if 0 <= argument < 0x100:
         return bytes((first | 24, argument))
-    if argument < 0x10000:
+    if 0 <= argument < 0x10000:
         return _HEAD16.pack(first | 25, argument)
-    if argument < 0x1_0000_0000:
+    if 0 <= argument < 0x1_0000_0000:
         return _HEAD32.pack(first | 26, argument)
     return _HEAD64.pack(first | 27, _bounded(argument))
 
