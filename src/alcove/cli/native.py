@@ -38,11 +38,16 @@ def setup(_: argparse.Namespace) -> None:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """Check the machine; status 1 when something that is needed is missing."""
-    from alcove.enclave.identity import authority_check  # noqa: PLC0415 - only this command needs it
+    from alcove.enclave import isolation  # noqa: PLC0415 - only this command needs it
+    from alcove.enclave.identity import authority_check  # noqa: PLC0415
     from alcove.machine.doctor import examine  # noqa: PLC0415
 
     paths = Paths.from_environment()
-    checks = [*examine(paths.tools, cache=paths.accelerator_proof), authority_check(paths)]
+    checks = [
+        *examine(paths.tools, cache=paths.accelerator_proof),
+        *isolation.checks(paths),
+        authority_check(paths),
+    ]
     if arguments.json:
         output.result([{"name": c.name, "ok": c.ok, "detail": c.detail, "hint": c.hint} for c in checks])
     else:

@@ -69,6 +69,7 @@ def run_enclave(arguments: argparse.Namespace) -> None:
     request = _run_request(arguments)
     output.say("Start allocating memory...")
     started = lifecycle.run_enclave(request)
+    output.say(started.pop("Note"))
     output.say(
         f"Started enclave with enclave-cid: {started['EnclaveCID']}, memory: {started['MemoryMiB']} MiB, "
         f"cpu-ids: {started['CPUIDs']}"

@@ -157,7 +157,7 @@ def forgo(paths: Paths, pool: Pool) -> None:
 
 def pool_note(pool: Pool) -> str:
     """One line about a pool's mode, for people."""
-    return f"{pool.mode} mode: {pool.why}"
+    return f"Resources are in {pool.mode} mode: {pool.why}"
 
 
 def checks(paths: Paths) -> list[Check]:
@@ -181,5 +181,7 @@ def _resources(paths: Paths) -> Check:
         return Check("resources", False, error.message, error.hint)
     cpus = ",".join(map(str, pool.cpus))
     return Check(
-        "resources", True, f"CPUs {cpus}, {pool.memory_mib} MiB, {pool.max_enclaves} enclaves; {pool_note(pool)}"
+        "resources",
+        True,
+        f"CPUs {cpus}, {pool.memory_mib} MiB, {pool.max_enclaves} enclaves; {pool.mode} mode: {pool.why}",
     )

@@ -27,7 +27,7 @@ def run_enclave(request: RunRequest) -> dict[str, Any]:
     """Start an enclave and wait for its heartbeat.
 
     Returns:
-        AWS's JSON of run-enclave (cli.md §2).
+        AWS's JSON of run-enclave (cli.md §2), and a ``Note`` for people: which mode the resources are in, and why.
 
     Raises:
         AlcoveError: Whatever stopped the start, with its code; nothing is left behind.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from alcove.enclave import ended
+from alcove.enclave.cgroup import Cgroups
 from alcove.enclave.paths import EnclavePaths, Paths
 from alcove.enclave.record import Record
 from alcove.errors import MachineError, UsageError
@@ -78,6 +79,7 @@ def _bury(paths: Paths, files: EnclavePaths) -> None:
     if record := _read(EnclavePaths(grave).record):
         end = ended.End(ended.Cause.SUPERVISOR_KILLED, "the enclave's supervisor was killed, and the machine with it")
         ended.save(paths, record, end, None, None)
+        Cgroups.of_this_machine().remove(record.enclave_id)
     shutil.rmtree(grave, ignore_errors=True)
 
 

@@ -84,7 +84,7 @@ class Supervisor:
         """Steps 1 to 4. On any error everything is undone before it is raised.
 
         Returns:
-            The JSON of run-enclave.
+            The JSON of run-enclave, and a note about the pool.
         """
         try:
             return await self._boot()
@@ -157,7 +157,7 @@ class Supervisor:
         control = ControlServer(self._files.control, self._commands())
         await control.start()
         self._cleanups.callback(control.close)
-        return run_result(self._record)
+        return run_result(self._record) | {"Note": isolation.pool_note(self._pool)}
 
     def _commands(self) -> dict[str, Command]:
         return {
