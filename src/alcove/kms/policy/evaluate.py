@@ -124,10 +124,10 @@ def _candidates(access: Access, policies: Sequence[PolicyDocument]) -> list[_Mat
     found = []
     for policy in policies:
         for statement in policy.statements:
-            reach = _reach(statement, access.caller) if policy.kind is PolicyKind.KEY else Reach.DIRECT
-            if reach is Reach.NONE or not _acts(statement.actions, access.action):
+            reach = reach_of(statement, access.caller) if policy.kind is PolicyKind.KEY else Reach.DIRECT
+            if reach is Reach.NONE or not acts(statement.actions, access.action):
                 continue
-            if not _concerns(statement, policy, access):
+            if not concerns(statement, policy, access):
                 continue
             holds = [c.holds(access.context, variables=policy.variables) for c in statement.conditions]
             unmet = tuple(c for c, held in zip(statement.conditions, holds, strict=True) if not held)
@@ -135,20 +135,23 @@ def _candidates(access: Access, policies: Sequence[PolicyDocument]) -> list[_Mat
     return found
 
 
-def _reach(statement: Statement, caller: Caller) -> Reach:
+def reach_of(statement: Statement, caller: Caller) -> Reach:
+    """How a statement of a key policy names the caller."""
     reach = max(principal.reaches(caller) for principal in statement.principals)
     if statement.not_principal:
         return Reach.DIRECT if reach is Reach.NONE else Reach.NONE
     return reach
 
 
-def _acts(element: Element, action: str) -> bool:
+def acts(element: Element, action: str) -> bool:
+    """Whether an Action element is about an action."""
     if element.values is None:
         return False  # accepted without effect (§8.6)
     return any(like(value.lower(), action.lower()) for value in element.values) != element.negated
 
 
-def _concerns(statement: Statement, policy: PolicyDocument, access: Access) -> bool:
+def concerns(statement: Statement, policy: PolicyDocument, access: Access) -> bool:
+    """Whether a statement is about the key that is asked for."""
     element = statement.resources
     if element.values is None:
         return False

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alcove.kms.policy.document import PolicyDocument, PolicyKind, Statement
-from alcove.kms.policy.evaluate import Access, acts, concerns, context_of, reach_of
+from alcove.kms.policy.evaluate import Access, acts, concerns, reach_of
 from alcove.kms.policy.principals import Reach
 from alcove.kms.policy.text import Value
 
@@ -72,9 +72,11 @@ class Step:
 
 def walk(access: Access, policies: Iterable[tuple[str, PolicyDocument]]) -> Iterator[Step]:
     """A step for every statement of the policies, which have names, in their order."""
+    wider = replace(access, context={**access.context, **access.identity_context})
     for name, policy in policies:
+        seen = access if policy.kind is PolicyKind.KEY else wider
         for statement in policy.statements:
-            yield _step(access, name, policy, statement)
+            yield _step(seen, name, policy, statement)
 
 
 def _step(access: Access, name: str, policy: PolicyDocument, statement: Statement) -> Step:
@@ -93,7 +95,6 @@ def _step(access: Access, name: str, policy: PolicyDocument, statement: Statemen
 
 
 def _check(access: Access, policy: PolicyDocument, statement: Statement) -> Iterator[Checked]:
-    context = context_of(access, policy)
     for c in statement.conditions:
-        actual = context.get(c.key.lower())
-        yield Checked(c.operator, c.key, c.values, actual, c.holds(context, variables=policy.variables))
+        actual = access.context.get(c.key.lower())
+        yield Checked(c.operator, c.key, c.values, actual, c.holds(access.context, variables=policy.variables))
