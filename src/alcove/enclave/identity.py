@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,14 +31,21 @@ def place(paths: Paths) -> Place:
 
 
 class ParentSource:
-    """Loads the parent's identity, and tells when its files have changed: a rotation, a revocation, an answer."""
+    """Loads the parent's identity, and tells when its files have changed: a rotation, a revocation, an answer.
 
-    def __init__(self, paths: Paths) -> None:
+    Args:
+        paths: Where they are.
+        look_seconds: How long a look at the files is good for; a document takes hardly longer than the look.
+    """
+
+    def __init__(self, paths: Paths, look_seconds: float = 0.0) -> None:
         self._paths = paths
         self._here = here = place(paths)
         store = Store(paths.authority)
         names = (Level.REGIONAL, Level.ZONAL, here.instance_id)
         self._files = (store.root_path, *(store.chain_path(here.region, name) for name in names))
+        self._look_seconds = look_seconds
+        self._looked = 0.0
         self._seen: tuple[object, ...] = ()
 
     def load(self) -> ParentIdentity:
@@ -50,7 +58,11 @@ class ParentSource:
 
     @property
     def changed(self) -> bool:
-        """Whether a file is another one than when `load` returned."""
+        """Whether a file is another one than when `load` returned; False between two looks."""
+        now = time.monotonic()
+        if now - self._looked < self._look_seconds:
+            return False
+        self._looked = now
         return self._stamps() != self._seen
 
     def _stamps(self) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ import hashlib
 import multiprocessing
 import resource
 import shutil
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -70,6 +71,18 @@ def test_debug_mode_hides_the_image_and_not_the_parent() -> None:
     image = Measurements(pcr0=b"0" * 48, pcr1=b"1" * 48, pcr2=b"2" * 48, pcr8=b"8" * 48)
     pcrs = initial_pcrs(image, "i-0123456789abcdef0", debug_mode=True, parent_role="arn:aws:iam::1:role/web")
     assert {index for index, value in pcrs.items() if any(value)} == {3, 4}
+
+
+def test_between_two_looks_nothing_has_changed(paths: Paths) -> None:
+    """A look is good for as long as was asked for, and the next one sees the change."""
+    ParentSource(paths).load()  # makes the root
+    source = ParentSource(paths, look_seconds=0.3)
+    source.load()
+    assert not source.changed
+    Store(paths.authority).root_path.touch()
+    assert not source.changed
+    time.sleep(0.3)
+    assert source.changed
 
 
 def test_the_first_use_makes_a_root(paths: Paths) -> None:
