@@ -51,6 +51,7 @@ from alcove.types import HEARTBEAT_PORT, Cid, Port
 _GIB: Final = 1024**3
 _TERMINATE_SECONDS: Final = 5.0
 _STDERR_LIMIT: Final = 4096
+_LOOK_SECONDS: Final = 0.2  # a revocation shows in the documents of running enclaves within this time
 _CONSOLE_LOOK: Final = 65536  # a panic and its trace
 
 
@@ -133,7 +134,7 @@ class Supervisor:
         self._image = prepare_boot(Path(self._request.eif_path), staging)
         qemu = find_qemu(self._paths.tools)
         accelerator = self._accelerator(qemu)
-        self._parent = identity.ParentSource(self._paths)
+        self._parent = identity.ParentSource(self._paths, _LOOK_SECONDS)
         parent = self._parent.load()
         enclave_id = identity.new_enclave_id(parent.instance_id)
         self._record = self._reserve(enclave_id)
