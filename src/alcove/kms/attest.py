@@ -6,6 +6,7 @@ document that fails any check fails the call.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,11 @@ from alcove.attestation.verify import FORM_STEPS, ChainCache, Root, VerifiedAtte
 from alcove.errors import AttestationError
 from alcove.kms.errors import validation
 from alcove.kms.recipient import load_recipient_key
+from alcove.kms.sigv4 import SignedRequest, signed_value
 
 MAX_AGE: Final = timedelta(seconds=300)  # §5.3
+HEADER: Final = "x-alcove-attestation-document"
+MAX_HEADER: Final = 32_768  # base64 of the 16,384 bytes that a payload may have, and what surrounds it
 _PREFIX = "kms:recipientattestation:"
 
 
@@ -36,6 +40,24 @@ class Recipient:
         pcrs = self.attestation.document.pcrs
         found = {f"{_PREFIX}pcr{index}": value.hex() for index, value in pcrs.items()}
         return found | ({f"{_PREFIX}imagesha384": pcrs[0].hex()} if 0 in pcrs else {})
+
+
+def header_recipient(request: SignedRequest) -> dict[str, Any] | None:
+    """The Recipient parameter that a header carries, for operations whose AWS model has none.
+
+    Raises:
+        KmsError: InvalidSignatureException when it is not signed, ValidationException when it is not base64.
+    """
+    text = signed_value(request, HEADER)
+    if text is None:
+        return None
+    try:
+        document = base64.b64decode(text.encode("ascii"), validate=True) if len(text) <= MAX_HEADER else b""
+    except ValueError:
+        document = b""
+    if not document:
+        raise validation("cannot parse the attestation document", because="the header is not base64, or too long")
+    return {"KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256", "AttestationDocument": document}
 
 
 def check_recipient(

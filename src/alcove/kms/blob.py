@@ -107,10 +107,16 @@ def canonical_context(context: Mapping[str, str]) -> bytes:
     return _CONTEXT_LABEL + _LENGTH.pack(len(pairs)) + b"".join(_LENGTH.pack(len(f)) + f for f in fields)
 
 
-def material_id(material: bytes, key_id: str) -> str:
-    """The KeyMaterialId: 64 hex digits, derived so that it names the material and tells nothing of it."""
+def material_id(material: bytes, key_id: str, secret: bytes = b"") -> str:
+    """The KeyMaterialId: 64 hex digits that name the material.
+
+    Args:
+        material: The material.
+        key_id: Of its key.
+        secret: Without it nobody can try out guesses at imported material that is weak.
+    """
     info = _MATERIAL_ID_LABEL + key_id.encode("ascii")
-    return HKDF(algorithm=hashes.SHA256(), length=_ID_BYTES, salt=None, info=info).derive(material).hex()
+    return HKDF(algorithm=hashes.SHA256(), length=_ID_BYTES, salt=secret or None, info=info).derive(material).hex()
 
 
 def _message_key(material: bytes, header: Header) -> tuple[bytes, bytes]:

@@ -14,7 +14,7 @@ from alcove.kms.attest import Recipient
 from alcove.kms.keys import Key, Realm
 from alcove.kms.policy.document import PolicyDocument
 from alcove.kms.policy.principals import Caller
-from alcove.kms.store import KeyStore
+from alcove.kms.store import Alias, Grant, KeyStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +47,25 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What handlers work with: the store, the realm, and random bytes."""
+    """What handlers work with: the store, the realm, random bytes, and the names of all Regions that are served."""
 
     store: KeyStore
     realm: Realm
     random: Callable[[int], bytes]
+    regions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """An authorized call; `key` is there for every operation that has one.
 
-    `made` is a key pair that was made for this call elsewhere, because it takes long (`material.KeyPending`).
+    Attributes:
+        made: A key pair that was made for this call elsewhere, because it takes long (`material.KeyPending`).
+        alias: The alias by which the key was named, or that the operation is about.
+        other: The second key of an operation that has two: ReEncrypt's destination, an alias' new target, the new
+            primary.
+        other_alias: The alias by which that was named.
+        grant: The grant that RetireGrant is about.
     """
 
     operation: str
@@ -69,6 +76,10 @@ class Call:
     key: Key | None = None
     recipient: Recipient | None = None
     made: bytes | None = None
+    alias: Alias | None = None
+    other: Key | None = None
+    other_alias: Alias | None = None
+    grant: Grant | None = None
 
     @property
     def the_key(self) -> Key:
@@ -76,3 +87,15 @@ class Call:
         if self.key is None:
             raise RuntimeError(f"{self.operation} has no key")
         return self.key
+
+    @property
+    def the_other(self) -> Key:
+        """The second key; a RuntimeError in an operation without one."""
+        if self.other is None:
+            raise RuntimeError(f"{self.operation} has no second key")
+        return self.other
+
+    @property
+    def seconds(self) -> float:
+        """The time of the call, seconds since the epoch, to the millisecond as answers have it."""
+        return round(self.now.timestamp(), 3)

@@ -5,20 +5,22 @@ Core: a call in; condition keys in lower case out. What is not here is a missing
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from alcove.kms.call import Call
 from alcove.kms.errors import validation
-from alcove.kms.keys import Realm
+from alcove.kms.keys import OURS, PRIMARY, Realm
 from alcove.kms.policy.text import Value
 from alcove.kms.signatures import RAW
 from alcove.kms.specs import SYMMETRIC
 
 WITH_ENCRYPTION: Final = frozenset({
     "Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext",
-    "GenerateDataKeyPair", "GenerateDataKeyPairWithoutPlaintext",
+    "GenerateDataKeyPair", "GenerateDataKeyPairWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo",
 })  # fmt: skip
+WITH_ALIAS: Final = frozenset({"CreateAlias", "UpdateAlias", "DeleteAlias"})  # about an alias, not naming a key by it
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _PARAMETERS: Final = {  # §6.1: condition keys whose value is a parameter
     "DataKeyPairSpec": "KeyPairSpec",
@@ -26,7 +28,18 @@ _PARAMETERS: Final = {  # §6.1: condition keys whose value is a parameter
     "KeyAgreementAlgorithm": "KeyAgreementAlgorithm",
     "MacAlgorithm": "MacAlgorithm",
     "SigningAlgorithm": "SigningAlgorithm",
+    "ExpirationModel": "ExpirationModel",
+    "GranteePrincipal": "GranteePrincipal",
+    "GranteeServicePrincipal": "GranteeServicePrincipal",
+    "PrimaryRegion": "PrimaryRegion",
+    "ReplicaRegion": "ReplicaRegion",
+    "RetiringServicePrincipal": "RetiringServicePrincipal",
+    "RotationPeriodInDays": "RotationPeriodInDays",
+    "ValidTo": "ValidTo",
+    "WrappingAlgorithm": "WrappingAlgorithm",
+    "WrappingKeySpec": "WrappingKeySpec",
 }
+_OF_GRANTS: Final = frozenset({"CreateGrant", "ListGrants", "RevokeGrant"})
 
 
 def request_context(call: Call, realm: Realm) -> dict[str, Value]:
@@ -52,8 +65,9 @@ def _global(call: Call, realm: Realm) -> dict[str, Value]:
         "aws:useragent": call.peer.user_agent,
         "aws:viaawsservice": "false",
         "aws:principalisawsservice": "false",
-        "kms:calleraccount": caller.account,
     }
+    if call.operation != "ListRetirableGrants":
+        context["kms:calleraccount"] = caller.account
     if caller.issued is not None:  # temporary credentials alone have these two
         moment = datetime.fromtimestamp(caller.issued, UTC)
         context |= {"aws:tokenissuetime": moment.strftime(_TIME), "aws:multifactorauthpresent": "false"}
@@ -63,29 +77,52 @@ def _global(call: Call, realm: Realm) -> dict[str, Value]:
 def _of_key(call: Call) -> dict[str, Value]:
     if call.operation == "CreateKey":
         spec = call.params.get("KeySpec") or call.params.get("CustomerMasterKeySpec") or SYMMETRIC
-        usage, origin = call.params.get("KeyUsage", "ENCRYPT_DECRYPT"), call.params.get("Origin", "AWS_KMS")
-        return _properties(spec, usage, origin) | _tags(call.params.get("Tags", []))
+        usage, origin = call.params.get("KeyUsage", "ENCRYPT_DECRYPT"), call.params.get("Origin", OURS)
+        role = PRIMARY if call.params.get("MultiRegion") else ""
+        return _properties(spec, usage, origin, role)
     if call.key is None:
         return {}
     key = call.key
-    tags: dict[str, Value] = {f"aws:resourcetag/{name.lower()}": value for name, value in key.tags.items()}
-    return _properties(key.spec, key.usage, key.origin) | tags | {"aws:resourceaccount": call.identity.caller.account}
+    account: dict[str, Value] = {"aws:resourceaccount": call.identity.caller.account}
+    return _properties(key.spec, key.usage, key.origin, key.role) | account
 
 
-def _properties(spec: str, usage: str, origin: str) -> dict[str, Value]:
-    return {
+def identity_context(call: Call, aliases: Callable[[], list[str]]) -> dict[str, Value]:
+    """The condition keys of a call that identity policies alone have: of the key's tags and aliases.
+
+    Args:
+        call: The call.
+        aliases: Gives the names of the key's aliases; asked only when a policy speaks of them.
+    """
+    if call.key is None:
+        return {}
+    context: dict[str, Value] = {f"aws:resourcetag/{name.lower()}": value for name, value in call.key.tags.items()}
+    names = aliases() if _speaks_of(call, "kms:resourcealiases") else []
+    return context | ({"kms:resourcealiases": tuple(names)} if names else {})
+
+
+def _speaks_of(call: Call, key: str) -> bool:
+    statements = (s for policy in call.identity.policies for s in policy.statements)
+    return any(c.key.lower() == key for s in statements for c in s.conditions)
+
+
+def _properties(spec: str, usage: str, origin: str, role: str) -> dict[str, Value]:
+    found: dict[str, Value] = {
         "kms:keyspec": spec,
         "kms:customermasterkeyspec": spec,
         "kms:keyusage": usage,
         "kms:customermasterkeyusage": usage,
         "kms:keyorigin": origin,
-        "kms:multiregion": "false",
+        "kms:multiregion": _bool(role),
     }
+    return found | ({"kms:multiregionkeytype": role} if role else {})
 
 
-def _tags(tags: list[dict[str, str]]) -> dict[str, Value]:
+def _tags(params: Mapping[str, Any]) -> dict[str, Value]:
+    tags: list[dict[str, str]] = params.get("Tags", [])
     found: dict[str, Value] = {f"aws:requesttag/{tag['TagKey'].lower()}": tag["TagValue"] for tag in tags}
-    return found | ({"aws:tagkeys": tuple(tag["TagKey"] for tag in tags)} if tags else {})
+    names = tuple(tag["TagKey"] for tag in tags) + tuple(params.get("TagKeys", ()))
+    return found | ({"aws:tagkeys": names} if names else {})
 
 
 def _of_operation(call: Call) -> dict[str, Value]:
@@ -96,7 +133,7 @@ def _of_operation(call: Call) -> dict[str, Value]:
         context |= _encryption_context(pairs)
     for name, member in _PARAMETERS.items():
         if member in params:
-            context[f"kms:{name.lower()}"] = params[member]
+            context[f"kms:{name.lower()}"] = str(params[member])
     if "SigningAlgorithm" in params:
         context["kms:messagetype"] = params.get("MessageType", RAW)
     if "BypassPolicyLockoutSafetyCheck" in params:
@@ -105,6 +142,34 @@ def _of_operation(call: Call) -> dict[str, Value]:
         context["kms:policyname"] = params.get("PolicyName", "default")
     if call.operation == "ScheduleKeyDeletion":
         context["kms:schedulekeydeletionpendingwindowindays"] = str(params.get("PendingWindowInDays", 30))
+    if call.alias and call.operation not in WITH_ALIAS:
+        context["kms:requestalias"] = call.alias.name
+    if "Tags" in params or "TagKeys" in params:
+        context |= _tags(params)
+    return context | _of_grant(call) | _of_two_keys(call)
+
+
+def _of_two_keys(call: Call) -> dict[str, Value]:
+    if call.operation not in {"ReEncryptFrom", "ReEncryptTo"}:
+        return {}
+    return {"kms:reencryptonsamekey": _bool(call.the_key.key_id == call.the_other.key_id)}
+
+
+def _of_grant(call: Call) -> dict[str, Value]:
+    context: dict[str, Value] = {"kms:grantisforawsresource": "false"} if call.operation in _OF_GRANTS else {}
+    constraints: Mapping[str, Any] = {}
+    if call.operation == "CreateGrant":
+        constraints = call.params.get("Constraints", {})
+        context["kms:grantoperations"] = tuple(call.params["Operations"])
+        if "RetiringPrincipal" in call.params:
+            context["kms:retiringprincipal"] = call.params["RetiringPrincipal"]
+    elif call.operation == "RetireGrant" and call.grant:
+        constraints = call.grant.constraints or {}
+    if "SourceArn" in constraints:
+        context["kms:grantconstraintsourcearn"] = constraints["SourceArn"]
+    for kind in ("EncryptionContextEquals", "EncryptionContextSubset"):
+        if kind in constraints:
+            context |= {"kms:grantconstrainttype": kind} | _encryption_context(constraints[kind])
     return context
 
 

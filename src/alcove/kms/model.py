@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import copy
 import functools
 import json
 import re
@@ -20,6 +21,8 @@ import botocore.loaders
 from alcove.kms.errors import KmsError, validation
 
 TARGET_PREFIX: Final = "TrentService"  # §1.1
+ALSO_ATTESTED: Final = ("GenerateMac", "PutKeyPolicy", "ReEncrypt", "Sign")
+"""Operations that take a Recipient here and not at AWS: policies can ask where the caller runs. No answer is sealed."""
 MAX_SHOWN: Final = 256  # characters of a refused value that a message repeats
 
 Shape = Mapping[str, Any]
@@ -121,7 +124,11 @@ class Model:
 @functools.cache
 def kms_model() -> Model:
     """The KMS model of the installed botocore, read once."""
-    return Model(botocore.loaders.Loader().load_service_model("kms", "service-2"))
+    description = copy.deepcopy(botocore.loaders.Loader().load_service_model("kms", "service-2"))
+    for operation in ALSO_ATTESTED:
+        shape = description["operations"][operation]["input"]["shape"]
+        description["shapes"][shape]["members"]["Recipient"] = {"shape": "RecipientInfo"}
+    return Model(description)
 
 
 def decode_json(body: bytes) -> dict[str, Any]:

@@ -6,19 +6,22 @@ Core: what became known of a call in; a JSON object out. Plaintext, ciphertext a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
 from alcove.kms.attest import Recipient
-from alcove.kms.call import Identity, Peer
+from alcove.kms.call import Call, Identity, Peer
 from alcove.kms.errors import KmsError
 from alcove.kms.keys import Realm
 from alcove.kms.policy.evaluate import Decision
 from alcove.kms.specs import SYMMETRIC
 
-_HIDDEN: Final = frozenset({"Plaintext", "CiphertextBlob", "Policy", "Recipient", "GrantTokens"})
-_ANSWERED: Final = frozenset({"CreateKey", "CancelKeyDeletion", "ScheduleKeyDeletion", "AssumeRole"})
+_HIDDEN: Final = frozenset({"Plaintext", "CiphertextBlob", "Policy", "Recipient", "GrantTokens", "GrantToken"})
+_UNANSWERED: Final = frozenset({"GrantToken", "ReplicaPolicy"})
+_ANSWERED: Final = frozenset(
+    {"CreateKey", "CreateGrant", "ReplicateKey", "CancelKeyDeletion", "ScheduleKeyDeletion", "AssumeRole"}
+)
 
 
 @dataclass(slots=True)
@@ -33,7 +36,8 @@ class Trail:
     operation: str
     read_only: bool = True
     params: Mapping[str, Any] = field(default_factory=dict)
-    key_arn: str | None = None
+    key_arns: tuple[str, ...] = ()
+    grant_id: str | None = None
     recipient: Recipient | None = None
     decision: Decision | None = None
     answer: Mapping[str, Any] | None = None
@@ -41,10 +45,15 @@ class Trail:
     ended: bool = True
     source: str = "kms.amazonaws.com"
 
+    def note_keys(self, realm: Realm, call: Call) -> None:
+        """The keys of a call, the source before the destination, and its grant."""
+        keys = dict.fromkeys((key.region, key.key_id) for key in (call.key, call.other) if key)
+        self.key_arns = tuple(replace(realm, region=region).key_arn(key_id) for region, key_id in keys)
+        self.grant_id = call.grant.grant_id if call.grant else None
+
     def record(self, realm: Realm) -> dict[str, Any]:
         """The record."""
-        arn = self.key_arn
-        resources = [{"accountId": arn.split(":")[4], "type": "AWS::KMS::Key", "ARN": arn}] if arn else []
+        resources = [{"accountId": arn.split(":")[4], "type": "AWS::KMS::Key", "ARN": arn} for arn in self.key_arns]
         failure = {"errorCode": self.error.kind, "errorMessage": self.error.text} if self.error else {}
         return {
             "eventVersion": "1.11",
@@ -89,7 +98,7 @@ class Trail:
     def _response(self) -> dict[str, Any] | None:
         if self.answer is None or self.operation not in _ANSWERED:
             return None
-        return {f"{k[:1].lower()}{k[1:]}": v for k, v in self.answer.items() if v is not None}
+        return {f"{k[:1].lower()}{k[1:]}": v for k, v in self.answer.items() if v is not None and k not in _UNANSWERED}
 
     def _additional(self) -> dict[str, Any] | None:
         found: dict[str, Any] = {}
@@ -99,8 +108,11 @@ class Trail:
             found["decision"] = _decision(self.decision)
         if self.error and self.error.because:
             found["because"] = self.error.because
-        if self.answer and "KeyMaterialId" in self.answer:
-            found["keyMaterialId"] = self.answer["KeyMaterialId"]
+        if self.grant_id:
+            found["grantId"] = self.grant_id
+        for name in ("KeyMaterialId", "SourceKeyMaterialId", "DestinationKeyMaterialId"):
+            if self.answer and name in self.answer:
+                found[f"{name[:1].lower()}{name[1:]}"] = self.answer[name]
         return found or None
 
 

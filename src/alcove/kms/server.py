@@ -9,7 +9,6 @@ import signal
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from alcove.kms.rootplace import RootPlace
 from alcove.kms.service import Service
 from alcove.kms.sqlite_store import SqliteStore, open_store
 from alcove.kms.sts import Sts
+from alcove.kms.upkeep import housekeeping
 
 DEFAULT_REGION: Final = "us-east-1"
 KEEP_ALIVE: Final = 65  # seconds; longer than botocore's 60 for an idle connection
@@ -50,9 +50,11 @@ class ServeConfig:
         port: Port; 0 takes a free one.
         tls_cert: PEM chain, or None for plain HTTP.
         tls_key: PEM key.
-        region: The one Region that is served.
+        region: The first Region that is served.
+        more_regions: Others; each has its own keys, and multi-Region keys can be in several.
         account: Account id of a new store; None takes the store's own.
         workers: Processes; 1 with SQLite.
+        clock: Aware time; by it keys expire, rotate and vanish.
     """
 
     store: str
@@ -66,6 +68,8 @@ class ServeConfig:
     region: str = DEFAULT_REGION
     account: str | None = None
     workers: int = 1
+    more_regions: tuple[str, ...] = ()
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
 
 def serve(
@@ -93,22 +97,23 @@ def serve(
         )
         audit = stack.enter_context(contextlib.closing(AuditLog(config.audit)))
         listener = stack.enter_context(contextlib.closing(_listen(config)))
-        application = _application(config, store, audit)
+        tools = _tools(config, store)
+        application = _application(config, tools, audit)
         host, port = listener.getsockname()[:2]
         name = f"[{host}]" if ":" in host else host
         url = f"{'https' if context else 'http'}://{name}:{port}"
         server = _Server(_uvicorn(application, context), (lambda: ready(url)) if ready else (lambda: None))
-        asyncio.run(_run(server, listener, store, stop))
+        asyncio.run(_run(server, listener, lambda: housekeeping(tools, config.clock().timestamp()), stop))
 
 
-def _application(config: ServeConfig, store: SqliteStore, audit: AuditLog) -> KmsApplication:
-    tools = Tools(store, Realm(store.account, config.region), secrets.token_bytes)
-    service = Service(tools, kms_model(), config.roots, audit.append, _now)
-    return KmsApplication(service, Sts(tools, audit.append, _now))
+def _tools(config: ServeConfig, store: SqliteStore) -> Tools:
+    regions = tuple(dict.fromkeys((config.region, *config.more_regions)))
+    return Tools(store, Realm(store.account, config.region), secrets.token_bytes, regions)
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
+def _application(config: ServeConfig, tools: Tools, audit: AuditLog) -> KmsApplication:
+    service = Service(tools, kms_model(), config.roots, audit.append, config.clock)
+    return KmsApplication(service, Sts(tools, audit.append, config.clock))
 
 
 def _check(config: ServeConfig) -> None:
@@ -181,7 +186,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _run(server: _Server, listener: socket.socket, store: SqliteStore, stop: threading.Event | None) -> None:
+async def _run(
+    server: _Server, listener: socket.socket, tidy: Callable[[], None], stop: threading.Event | None
+) -> None:
     loop = asyncio.get_running_loop()
 
     def end() -> None:
@@ -190,7 +197,7 @@ async def _run(server: _Server, listener: socket.socket, store: SqliteStore, sto
     if stop is None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end)
-    housekeeping = asyncio.create_task(_purge(store))
+    housekeeping = asyncio.create_task(_purge(tidy))
     watching = asyncio.create_task(_watch(stop, end)) if stop else None
     try:
         await server.serve(sockets=[listener])
@@ -199,9 +206,9 @@ async def _run(server: _Server, listener: socket.socket, store: SqliteStore, sto
             task.cancel()
 
 
-async def _purge(store: SqliteStore) -> None:
+async def _purge(tidy: Callable[[], None]) -> None:
     while True:
-        store.purge(time.time())
+        tidy()
         await asyncio.sleep(PURGE_INTERVAL)
 
 

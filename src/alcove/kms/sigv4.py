@@ -121,6 +121,23 @@ def authenticate(
     return scope.access_key_id
 
 
+def region_of(request: SignedRequest) -> str:
+    """The Region that an authenticated request is signed for."""
+    return _authorization(request)[0].region
+
+
+def signed_value(request: SignedRequest, name: str) -> str | None:
+    """A header's value, which the signature of an authenticated request must cover.
+
+    Raises:
+        KmsError: InvalidSignatureException; the header is there and is not signed.
+    """
+    value = request.value(name)
+    if value is not None and name not in _authorization(request)[1]:
+        raise _invalid(f"the header {name} must be signed")
+    return value
+
+
 def canonical_request(request: SignedRequest, signed: Sequence[str]) -> str:
     """The canonical request of §22.1.1."""
     lines = [f"{name}:{','.join(' '.join(v.split()) for v in request.values(name))}" for name in signed]

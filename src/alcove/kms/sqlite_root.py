@@ -7,6 +7,7 @@ any moment leaves a root key that opens the store.
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from pathlib import Path
 from typing import Any, Final
@@ -17,11 +18,15 @@ from alcove.kms.rootplace import RootPlace
 from alcove.kms.sqlite_users import UserTables
 
 DEFAULT_ACCOUNT: Final = "111122223333"
-SCHEMA_VERSION: Final = 1
-SCHEMA: Final = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;"
+SCHEMA_VERSION: Final = 2
+SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, wrapped BLOB NOT NULL) STRICT;
+"""
 WRAPPED: Final = {  # table → the columns that name a secret, and its name; the secret is in the column `wrapped`
     "materials": ("key_id, material_id", "material/{}/{}"),
     "access_keys": ("access_key_id", "access-key/{}"),
+    "secrets": ("name", "secret/{}"),
 }
 _VERIFIER: Final = b"this store was made under this root key"
 
@@ -37,6 +42,16 @@ class RootTables(UserTables):
     def derive(self, label: str) -> bytes:
         """A 32-byte secret that all processes of this store share."""
         return self._root.derive(label)
+
+    def secret(self, name: str) -> bytes:
+        """A 32-byte secret that all processes of this store share, and that outlives its root keys."""
+        query = "SELECT wrapped FROM secrets WHERE name=?"
+        row = self._database.execute(query, (name,)).fetchone()
+        if row is None:
+            wrapped = self._root.wrap(secrets.token_bytes(32), f"secret/{name}")
+            self._database.execute("INSERT OR IGNORE INTO secrets VALUES (?,?)", (name, wrapped))
+            row = self._database.execute(query, (name,)).fetchone()
+        return self._root.unwrap(row[0], f"secret/{name}")
 
     def rotate(self, place: RootPlace, new: RootKey) -> Path:
         """Wraps everything under a new root key, which is staged already; returns where the former one is kept.
@@ -57,8 +72,9 @@ class RootTables(UserTables):
     def _rewrap(self, table: str, new: RootKey) -> None:
         columns, form = WRAPPED[table]
         where = " AND ".join(f"{column.strip()}=?" for column in columns.split(","))
-        update = f"UPDATE {table} SET wrapped=? WHERE {where}"  # noqa: S608 - from a constant
-        for *names, wrapped in self._database.execute(f"SELECT {columns}, wrapped FROM {table}").fetchall():  # noqa: S608
+        update = f"UPDATE {table} SET wrapped=? WHERE {where} AND wrapped IS NOT NULL"  # noqa: S608 - from a constant
+        query = f"SELECT {columns}, wrapped FROM {table} WHERE wrapped IS NOT NULL"  # noqa: S608 - from a constant
+        for *names, wrapped in self._database.execute(query).fetchall():
             name = form.format(*names)
             self._database.execute(update, (new.wrap(self._root.unwrap(wrapped, name), name), *names))
 

@@ -1,15 +1,16 @@
-"""What a KMS keeps: keys, their material, users (kms.md §27).
+"""What a KMS keeps: keys, their material, aliases, grants, users (kms.md §27).
 
 Core: the Protocol between the service and a database, and the records that cross it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from alcove.kms.keys import Key
+from alcove.kms.keys import Key, Material
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,43 @@ class AccessKey:
     user: User
 
 
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A second name of a key, in its Region; `name` starts with ``alias/``."""
+
+    region: str
+    name: str
+    key_id: str
+    created: float
+    updated: float
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A grant on one key (kms.md §17).
+
+    Attributes:
+        grant_id: 64 hex digits.
+        grantee: ARN of who may use it.
+        grantee_id: Its unique id when it is a user, so that a user made anew under the old name is another one.
+        retiring: ARN of who may retire it, or empty.
+        retiring_id: As `grantee_id`.
+        constraints: ``EncryptionContextEquals`` or ``EncryptionContextSubset`` with their pairs.
+    """
+
+    grant_id: str
+    region: str
+    key_id: str
+    created: float
+    grantee: str
+    operations: tuple[str, ...]
+    name: str | None = None
+    grantee_id: str = ""
+    retiring: str = ""
+    retiring_id: str = ""
+    constraints: Mapping[str, Any] | None = None
+
+
 class KeyStore(Protocol):
     """One database. Everything that returns has happened durably."""
 
@@ -54,28 +92,92 @@ class KeyStore(Protocol):
         """A 32-byte secret that all processes of this store share."""
         ...
 
-    def create_key(self, key: Key, material: bytes) -> None:
-        """Adds a key and its first material."""
+    def secret(self, name: str) -> bytes:
+        """A 32-byte secret that all processes of this store share, and that outlives its root keys."""
+        ...
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All that happens within happens or does not; transactions may be nested, and the outermost decides."""
+        ...
+
+    def create_key(self, key: Key) -> None:
+        """Adds a key, without material."""
         ...
 
     def save_key(self, key: Key) -> None:
-        """Writes what can change of a key: state, deletion date, policy, description, tags, current material."""
+        """Writes a key that is there."""
         ...
 
-    def key(self, key_id: str) -> Key | None:
+    def key(self, region: str, key_id: str) -> Key | None:
         """One key."""
         ...
 
-    def keys(self, after: str, limit: int) -> list[Key]:
-        """Keys in the order of their ids, from the first one greater than `after`."""
+    def keys(self, region: str, after: str, limit: int) -> list[Key]:
+        """Keys of a Region in the order of their ids, from the first one greater than `after`."""
         ...
 
-    def material(self, key_id: str, material_id: str) -> bytes | None:
+    def family(self, key_id: str) -> list[Key]:
+        """The keys of this id in every Region; one, unless it is a multi-Region key."""
+        ...
+
+    def due(self, now: float) -> list[Key]:
+        """Keys of which material has expired, or whose rotation is due."""
+        ...
+
+    def save_material(self, key: Key, material: Material, secret: bytes | None) -> None:
+        """Writes what is known of a material with its secret; without one, the secret is erased."""
+        ...
+
+    def mark_material(self, key: Key, material: Material) -> None:
+        """Writes what is known of a material, and leaves its secret alone."""
+        ...
+
+    def materials(self, key: Key) -> list[Material]:
+        """What is known of a key's materials, the first one first."""
+        ...
+
+    def material(self, key: Key, material_id: str) -> bytes | None:
         """Unwrapped key material."""
         ...
 
     def purge(self, now: float) -> list[str]:
         """Erases keys whose deletion date has come; returns their ids."""
+        ...
+
+    def save_alias(self, alias: Alias) -> None:
+        """Adds an alias, or gives it another key."""
+        ...
+
+    def remove_alias(self, alias: Alias) -> None:
+        """Removes an alias."""
+        ...
+
+    def alias(self, region: str, name: str) -> Alias | None:
+        """One alias."""
+        ...
+
+    def aliases(self, region: str, after: str, limit: int, key_id: str | None = None) -> list[Alias]:
+        """Aliases of a Region, or of one key in it, in the order of their names."""
+        ...
+
+    def add_grant(self, grant: Grant) -> None:
+        """Adds a grant."""
+        ...
+
+    def remove_grant(self, grant: Grant) -> None:
+        """Removes a grant."""
+        ...
+
+    def grant(self, grant_id: str) -> Grant | None:
+        """One grant."""
+        ...
+
+    def grants(self, after: str, limit: int, **match: str) -> list[Grant]:
+        """Grants in the order of their ids, of which each named attribute has this value."""
+        ...
+
+    def count_grants(self, key: Key) -> int:
+        """How many grants a key has."""
         ...
 
     def add_user(self, user: User, access_key_id: str, secret: str) -> None:

@@ -192,9 +192,9 @@ def test_a_mac_is_rfc_2104s(kms: RunningKms, keys: Keys, spec: str, size: int) -
 def stored(kms: RunningKms, key_id: str) -> bytes:
     """Key material, out of the store with its root key."""
     with contextlib.closing(open_store(kms.config.store, kms.config.root_key)) as store:
-        found = store.key(key_id)
+        found = store.key("us-east-1", key_id)
         assert found is not None
-        material = store.material(key_id, found.material_id)
+        material = store.material(found, found.material_id)
     assert material is not None
     return material
 

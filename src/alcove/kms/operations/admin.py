@@ -15,45 +15,61 @@ from alcove.kms.blob import material_id
 from alcove.kms.call import Call, Tools
 from alcove.kms.context import request_context
 from alcove.kms.errors import KmsError, unsupported, validation
-from alcove.kms.keys import Key, KeyState, Realm
+from alcove.kms.keys import EXTERNAL, OURS, PRIMARY, Key, KeyState, Material, Realm
 from alcove.kms.material import new_material
 from alcove.kms.operations.pages import page
+from alcove.kms.operations.tags import check_tags
 from alcove.kms.policy.document import INVALID_PRINCIPALS, PolicyDocument, malformed, parse_policy
 from alcove.kms.policy.evaluate import Access, evaluate
 from alcove.kms.policy.principals import Kind
 from alcove.kms.specs import ENCRYPT, SYMMETRIC, KeySpec, check_usage, spec_of
+from alcove.kms.upkeep import settle
 
 MIN_WINDOW_DAYS: Final = 7  # §9
 MAX_WINDOW_DAYS: Final = 30
-MAX_TAGS: Final = 50
 LOCKOUT: Final = "The new key policy will not allow you to update the key policy in the future."
 
 
 def create_key(tools: Tools, call: Call) -> dict[str, Any]:
     """CreateKey: with material of our own; everything that could be refused comes before it is made."""
     spec, usage = _kind(call)
-    key_id = str(uuid.UUID(bytes=tools.random(16), version=4))
+    external, several = call.params.get("Origin") == EXTERNAL, bool(call.params.get("MultiRegion"))
     key = Key(
-        key_id=key_id,
-        created=round(call.now.timestamp(), 3),
+        key_id=_new_id(tools, several=several),
+        created=call.seconds,
         policy=call.params.get("Policy") or default_policy(tools.realm),
         material_id="",
+        region=tools.realm.region,
         spec=spec.name,
         usage=usage,
         description=call.params.get("Description", ""),
-        tags=_tags(call.params.get("Tags", [])),
+        tags=check_tags(call.params.get("Tags", [])),
+        origin=EXTERNAL if external else OURS,
+        state=KeyState.PENDING_IMPORT if external else KeyState.ENABLED,
+        present=not external,
+        role=PRIMARY if several else "",
     )
     if "Policy" in call.params:
-        _check_policy(tools, replace_key(call, key), key.policy)
-    material = new_material(spec, tools.random, call.made)
-    key = replace(key, material_id=material_id(material, key_id))
-    tools.store.create_key(key, material)
+        check_policy(tools, replace(call, key=key), key.policy)
+    if not external:
+        secret = new_material(spec, tools.random, call.made)
+        key = replace(key, material_id=material_id(secret, key.key_id, tools.store.secret("material ids")))
+    with tools.store.transaction():
+        tools.store.create_key(key)
+        if not external:
+            tools.store.save_material(key, Material(key.material_id), secret)
     return {"KeyMetadata": key.metadata(tools.realm)}
 
 
 def describe_key(tools: Tools, call: Call) -> dict[str, Any]:
     """DescribeKey."""
-    return {"KeyMetadata": call.the_key.metadata(tools.realm)}
+    key = call.the_key
+    return {"KeyMetadata": key.metadata(tools.realm, tools.store.family(key.key_id) if key.role else ())}
+
+
+def _new_id(tools: Tools, *, several: bool) -> str:
+    name = uuid.UUID(bytes=tools.random(16), version=4)
+    return f"mrk-{name.hex}" if several else str(name)
 
 
 def get_key_policy(tools: Tools, call: Call) -> dict[str, Any]:
@@ -71,7 +87,7 @@ def put_key_policy(tools: Tools, call: Call) -> dict[str, Any]:
         raise validation("The AWS_RAM policy can only be managed by the RAM service.")
     if name != "default":
         raise validation("The only valid policy name is default")
-    _check_policy(tools, call, call.params["Policy"])
+    check_policy(tools, call, call.params["Policy"])
     tools.store.save_key(replace(call.the_key, policy=call.params["Policy"]))
     return {}
 
@@ -84,17 +100,13 @@ def list_key_policies(tools: Tools, call: Call) -> dict[str, Any]:
 
 def list_keys(tools: Tools, call: Call) -> dict[str, Any]:
     """ListKeys, in pages."""
-    secret = tools.store.derive("markers")
-    found, rest = page(call, secret, fetch=tools.store.keys, name=lambda key: key.key_id, default=100)
+
+    def fetch(after: str, limit: int) -> list[Key]:
+        return tools.store.keys(tools.realm.region, after, limit)
+
+    found, rest = page(tools, call, fetch=fetch, name=lambda key: key.key_id, default=100)
     keys = [{"KeyId": key.key_id, "KeyArn": tools.realm.key_arn(key.key_id)} for key in found]
     return {"Keys": keys, **rest}
-
-
-def list_resource_tags(tools: Tools, call: Call) -> dict[str, Any]:
-    """ListResourceTags: all of them, 50 at most."""
-    del tools
-    tags = [{"TagKey": name, "TagValue": value} for name, value in call.the_key.tags.items()]
-    return {"Tags": tags, "Truncated": False}
 
 
 def update_key_description(tools: Tools, call: Call) -> dict[str, Any]:
@@ -119,18 +131,23 @@ def schedule_key_deletion(tools: Tools, call: Call) -> dict[str, Any]:
     """ScheduleKeyDeletion: unusable at once, gone after the window."""
     days = call.params.get("PendingWindowInDays", MAX_WINDOW_DAYS)
     date = round((call.now + timedelta(days=days)).timestamp(), 3)
-    tools.store.save_key(replace(call.the_key, state=KeyState.PENDING_DELETION, deletion_date=date))
+    key = replace(call.the_key, state=KeyState.PENDING_DELETION, deletion_date=date)
+    if key.role == PRIMARY and len(tools.store.family(key.key_id)) > 1:  # the window starts when the last is gone
+        key = replace(key, state=KeyState.PENDING_REPLICA_DELETION, deletion_date=None, window_days=days)
+    tools.store.save_key(key)
     return {
-        "KeyId": tools.realm.key_arn(call.the_key.key_id),
-        "DeletionDate": date,
-        "KeyState": KeyState.PENDING_DELETION.value,
+        "KeyId": tools.realm.key_arn(key.key_id),
+        "DeletionDate": key.deletion_date,
+        "KeyState": key.state.value,
         "PendingWindowInDays": days,
     }
 
 
 def cancel_key_deletion(tools: Tools, call: Call) -> dict[str, Any]:
-    """CancelKeyDeletion: the key comes back disabled."""
-    tools.store.save_key(replace(call.the_key, state=KeyState.DISABLED, deletion_date=None))
+    """CancelKeyDeletion: the key comes back disabled, or without its material as it was."""
+    settle(
+        tools, replace(call.the_key, state=KeyState.DISABLED, deletion_date=None, window_days=None), KeyState.DISABLED
+    )
     return {"KeyId": tools.realm.key_arn(call.the_key.key_id)}
 
 
@@ -154,11 +171,6 @@ def default_policy(realm: Realm) -> str:
     return json.dumps({"Version": "2012-10-17", "Id": "key-default-1", "Statement": [statement]})
 
 
-def replace_key(call: Call, key: Key) -> Call:
-    """The call as it would be with another key."""
-    return replace(call, key=key)
-
-
 def _kind(call: Call) -> tuple[KeySpec, str]:
     """Spec and usage of the key that is asked for."""
     params = call.params
@@ -169,25 +181,17 @@ def _kind(call: Call) -> tuple[KeySpec, str]:
         raise validation("You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
     spec, usage = spec_of(specs.pop() if specs else SYMMETRIC), params.get("KeyUsage", ENCRYPT)
     check_usage(spec, usage)
-    if params.get("Origin", "AWS_KMS") != "AWS_KMS" or {"CustomKeyStoreId", "XksKeyId"} & set(params):
-        raise unsupported("only keys of origin AWS_KMS are served")
-    if params.get("MultiRegion"):
-        raise unsupported("multi-Region keys are not served")
+    if params.get("Origin", OURS) not in {OURS, EXTERNAL} or {"CustomKeyStoreId", "XksKeyId"} & set(params):
+        raise unsupported("only keys of origin AWS_KMS and EXTERNAL are served")
     return spec, usage
 
 
-def _tags(tags: list[dict[str, str]]) -> dict[str, str]:
-    names = [tag["TagKey"] for tag in tags]
-    if len(set(names)) != len(names):
-        raise KmsError("TagException", "Duplicate tag keys")
-    if len(names) > MAX_TAGS:
-        raise KmsError("TagException", "Too many tags")
-    if any(name.lower().startswith("aws:") for name in names):
-        raise KmsError("TagException", "Tags beginning with aws: are reserved")
-    return {tag["TagKey"]: tag["TagValue"] for tag in tags}
+def check_policy(tools: Tools, call: Call, text: str) -> None:
+    """Refuses a policy that names nobody, or that would lock the caller out (§8.7).
 
-
-def _check_policy(tools: Tools, call: Call, text: str) -> None:
+    Raises:
+        KmsError: MalformedPolicyDocumentException.
+    """
     policy = parse_policy(text)
     _check_principals(tools, policy)
     if call.params.get("BypassPolicyLockoutSafetyCheck"):

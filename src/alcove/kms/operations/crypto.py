@@ -45,7 +45,7 @@ def _open(tools: Tools, call: Call) -> tuple[bytes, str]:
     ciphertext = call.params["CiphertextBlob"]
     try:
         header = blob.Header.parse(ciphertext)
-        found = tools.store.material(call.the_key.key_id, header.material_id)
+        found = tools.store.material(call.the_key, header.material_id)
         if found is None:
             raise KmsError("InvalidCiphertextException", because="no such key material")
         return blob.unseal(ciphertext, found, call.params.get("EncryptionContext", {})), header.material_id

@@ -21,7 +21,7 @@ def arn(tools: Tools, call: Call) -> str:
 def material(tools: Tools, call: Call) -> bytes:
     """The current material of the call's key."""
     key = call.the_key
-    found = tools.store.material(key.key_id, key.material_id)
+    found = tools.store.material(key, key.material_id)
     if found is None:
         raise KmsError("KMSInternalException", because="the key has no material")
     return found

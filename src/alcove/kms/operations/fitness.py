@@ -8,7 +8,9 @@ from __future__ import annotations
 from alcove.kms import blob, oaep, specs
 from alcove.kms.call import Call, Tools
 from alcove.kms.errors import KmsError, unsupported, validation
+from alcove.kms.keys import EXTERNAL, OURS, REPLICA, Needs, check_state
 from alcove.kms.operations.deliver import arn
+from alcove.kms.resolve import ignores_ciphertext
 from alcove.kms.signatures import RAW, check_message
 from alcove.kms.specs import SYMMETRIC
 
@@ -45,6 +47,8 @@ def decrypting(tools: Tools, call: Call) -> None:
 
 def check_blob(call: Call) -> None:
     """Refuses a blob whose header names another key; one without a header is left to decryption."""
+    if "CiphertextBlob" not in call.params or ignores_ciphertext(call):
+        return
     try:
         header = blob.Header.parse(call.params["CiphertextBlob"])
     except ValueError:
@@ -103,3 +107,41 @@ def public(tools: Tools, call: Call) -> None:
     if not specs.SPECS[spec].pair:
         message = f"{arn(tools, call)} key spec is {spec} which is not valid for {call.operation}."
         raise KmsError("UnsupportedOperationException", message)
+
+
+def enabled(tools: Tools, call: Call) -> None:
+    """The key is enabled; for operations that look at the key's kind first."""
+    check_state(call.the_key, Needs.ENABLED, arn(tools, call))
+
+
+def not_deleting(tools: Tools, call: Call) -> None:
+    """The key does not wait for its deletion."""
+    check_state(call.the_key, Needs.NOT_DELETING, arn(tools, call))
+
+
+def imported(tools: Tools, call: Call) -> None:
+    """The key's material comes from outside."""
+    _check_origin(tools, call, EXTERNAL)
+
+
+def generated(tools: Tools, call: Call) -> None:
+    """The key's material was made here."""
+    _check_origin(tools, call, OURS)
+
+
+def rotating(tools: Tools, call: Call) -> None:
+    """A symmetric key; for others the error has no message (§10.3)."""
+    del tools
+    if call.the_key.spec != SYMMETRIC:
+        raise KmsError("UnsupportedOperationException")
+
+
+def leading(tools: Tools, call: Call) -> None:
+    """No replica of a multi-Region key: its primary decides."""
+    if call.the_key.role == REPLICA:
+        raise unsupported(f"{arn(tools, call)} is not a multi-region primary key.")
+
+
+def _check_origin(tools: Tools, call: Call, wanted: str) -> None:
+    if call.the_key.origin != wanted:
+        raise unsupported(f"{arn(tools, call)} origin is {call.the_key.origin} which is not valid for this operation.")

@@ -6,25 +6,17 @@ authorization, and whether the audit log calls it read-only. What has no row is 
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from alcove.kms.call import Call, Tools
 from alcove.kms.keys import Needs
-from alcove.kms.operations import admin, crypto, fitness, pairs
+from alcove.kms.operations import admin, aliases, crypto, fitness, pairs, reencrypt, rotation, tags
+from alcove.kms.resolve import Source
 
 Handler = Callable[[Tools, Call], dict[str, Any]]
 Check = Callable[[Tools, Call], None]
-
-
-class Source(enum.Enum):
-    """Where an operation's key comes from."""
-
-    NONE = "no key"
-    PARAMETER = "KeyId"
-    BLOB = "KeyId, or the ciphertext"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +31,28 @@ class Operation:
 
 
 _ENABLED, _WRITING = Needs.ENABLED, Needs.NOT_DELETING
-_KEY = Source.PARAMETER
+_KEY, _ID = Source.ANY_NAME, Source.ID
 _SIZED = (fitness.wrapping, crypto.check_data_key_size)
+_ROTATION = (fitness.rotating, fitness.generated, fitness.leading, fitness.enabled)
 _PAIR = (fitness.wrapping, fitness.pair_spec)
 
 OPERATIONS: Final[dict[str, Operation]] = {
-    "CancelKeyDeletion": Operation(admin.cancel_key_deletion, _KEY, Needs.DELETING, read_only=False),
+    "CancelKeyDeletion": Operation(admin.cancel_key_deletion, _ID, Needs.DELETING, read_only=False),
+    "CreateAlias": Operation(
+        aliases.create_alias, Source.NEW_ALIAS, _WRITING, read_only=False, checks=(aliases.check_new_name,)
+    ),
     "CreateKey": Operation(admin.create_key, Source.NONE, read_only=False),
     "Decapsulate": Operation(pairs.decapsulate, _KEY, _ENABLED, checks=(fitness.encapsulation,)),
     "Decrypt": Operation(crypto.decrypt, Source.BLOB, _ENABLED, checks=(fitness.decrypting,)),
+    "DeleteAlias": Operation(aliases.delete_alias, Source.ALIAS, read_only=False),
     "DeriveSharedSecret": Operation(
         pairs.derive_shared_secret, _KEY, _ENABLED, checks=(fitness.agreement, pairs.check_peer_key)
     ),
     "DescribeKey": Operation(admin.describe_key, _KEY),
-    "DisableKey": Operation(admin.disable_key, _KEY, _WRITING, read_only=False),
-    "EnableKey": Operation(admin.enable_key, _KEY, _WRITING, read_only=False),
+    "DisableKey": Operation(admin.disable_key, _ID, Needs.SETTLED, read_only=False),
+    "DisableKeyRotation": Operation(rotation.disable_key_rotation, _ID, read_only=False, checks=_ROTATION),
+    "EnableKey": Operation(admin.enable_key, _ID, Needs.SETTLED, read_only=False),
+    "EnableKeyRotation": Operation(rotation.enable_key_rotation, _ID, read_only=False, checks=_ROTATION),
     "Encapsulate": Operation(pairs.encapsulate, _KEY, _ENABLED, checks=(fitness.encapsulation,)),
     "Encrypt": Operation(crypto.encrypt, _KEY, _ENABLED, checks=(fitness.encrypting,)),
     "GenerateDataKey": Operation(crypto.generate_data_key, _KEY, _ENABLED, checks=_SIZED),
@@ -66,17 +65,32 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "GenerateMac": Operation(pairs.generate_mac, _KEY, _ENABLED, checks=(fitness.mac,)),
     "GenerateRandom": Operation(crypto.generate_random, Source.NONE),
-    "GetKeyPolicy": Operation(admin.get_key_policy, _KEY),
+    "GetKeyPolicy": Operation(admin.get_key_policy, _ID),
+    "GetKeyRotationStatus": Operation(rotation.get_key_rotation_status, _ID, checks=(rotation.check_status,)),
     "GetPublicKey": Operation(pairs.get_public_key, _KEY, _ENABLED, checks=(fitness.public,)),
-    "ListKeyPolicies": Operation(admin.list_key_policies, _KEY),
+    "ListAliases": Operation(aliases.list_aliases, Source.PERHAPS),
+    "ListKeyPolicies": Operation(admin.list_key_policies, _ID),
+    "ListKeyRotations": Operation(rotation.list_key_rotations, _ID, checks=(fitness.rotating,)),
     "ListKeys": Operation(admin.list_keys, Source.NONE),
-    "ListResourceTags": Operation(admin.list_resource_tags, _KEY),
-    "PutKeyPolicy": Operation(admin.put_key_policy, _KEY, read_only=False),
+    "ListResourceTags": Operation(tags.list_resource_tags, _ID),
+    "PutKeyPolicy": Operation(admin.put_key_policy, _ID, read_only=False),
+    "ReEncrypt": Operation(reencrypt.re_encrypt, Source.TWO_KEYS, _ENABLED, checks=(reencrypt.check_both,)),
+    "RotateKeyOnDemand": Operation(
+        rotation.rotate_key_on_demand,
+        _ID,
+        read_only=False,
+        checks=(fitness.rotating, fitness.leading, fitness.enabled),
+    ),
     "ScheduleKeyDeletion": Operation(
-        admin.schedule_key_deletion, _KEY, _WRITING, read_only=False, checks=(admin.check_window,)
+        admin.schedule_key_deletion, _ID, _WRITING, read_only=False, checks=(admin.check_window,)
     ),
     "Sign": Operation(pairs.sign, _KEY, _ENABLED, checks=(fitness.signing,)),
-    "UpdateKeyDescription": Operation(admin.update_key_description, _KEY, _WRITING, read_only=False),
+    "TagResource": Operation(tags.tag_resource, _ID, _WRITING, read_only=False),
+    "UntagResource": Operation(tags.untag_resource, _ID, _WRITING, read_only=False),
+    "UpdateAlias": Operation(
+        aliases.update_alias, Source.MOVED_ALIAS, read_only=False, checks=(aliases.check_new_target,)
+    ),
+    "UpdateKeyDescription": Operation(admin.update_key_description, _ID, _WRITING, read_only=False),
     "Verify": Operation(pairs.verify, _KEY, _ENABLED, checks=(fitness.signing,)),
     "VerifyMac": Operation(pairs.verify_mac, _KEY, _ENABLED, checks=(fitness.mac,)),
 }

@@ -1,0 +1,147 @@
+"""Keys and their material in the tables of a SQLite store (kms.md §25, §27)."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from typing import Any, Final
+
+from alcove.kms.keys import Key, KeyState, Material
+from alcove.kms.rootkey import RootKey
+
+SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS keys (
+  key_id TEXT NOT NULL, created REAL NOT NULL, policy TEXT NOT NULL, material_id TEXT NOT NULL, region TEXT NOT NULL,
+  description TEXT NOT NULL, state TEXT NOT NULL, deletion_date REAL, window_days INTEGER, spec TEXT NOT NULL,
+  usage TEXT NOT NULL, origin TEXT NOT NULL, tags TEXT NOT NULL, rotation_days INTEGER, next_rotation REAL,
+  present INTEGER NOT NULL, valid_to REAL, role TEXT NOT NULL, PRIMARY KEY (region, key_id)) STRICT;
+CREATE INDEX IF NOT EXISTS keys_everywhere ON keys (key_id);
+CREATE TABLE IF NOT EXISTS materials (
+  region TEXT NOT NULL, key_id TEXT NOT NULL, material_id TEXT NOT NULL, number INTEGER NOT NULL,
+  present INTEGER NOT NULL, pending INTEGER NOT NULL, rotated REAL, rotation_type TEXT, description TEXT,
+  valid_to REAL, wrapped BLOB, PRIMARY KEY (region, key_id, material_id),
+  FOREIGN KEY (region, key_id) REFERENCES keys ON DELETE CASCADE) STRICT;
+"""
+_KEY: Final = tuple(field.name for field in fields(Key))
+_MATERIAL: Final = tuple(field.name for field in fields(Material))
+_ONE_KEY: Final = "region=? AND key_id=?"
+
+
+class KeyTables:
+    """The part of a SQLite store that has the keys."""
+
+    _database: sqlite3.Connection
+    _root: RootKey
+    _erased = False
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Of the whole store."""
+        raise NotImplementedError
+
+    def create_key(self, key: Key) -> None:
+        """Adds a key, without material."""
+        self._database.execute(_insert("keys", _KEY), _row(key))
+
+    def save_key(self, key: Key) -> None:
+        """Writes a key that is there."""
+        changes = ", ".join(f"{name}=?" for name in _KEY)
+        query = f"UPDATE keys SET {changes} WHERE {_ONE_KEY}"  # noqa: S608 - the columns are constants
+        self._database.execute(query, (*_row(key), key.region, key.key_id))
+
+    def key(self, region: str, key_id: str) -> Key | None:
+        """One key."""
+        found = self._keys(_ONE_KEY, (region, key_id))
+        return found[0] if found else None
+
+    def keys(self, region: str, after: str, limit: int) -> list[Key]:
+        """Keys of a Region in the order of their ids."""
+        return self._keys("region=? AND key_id>? ORDER BY key_id LIMIT ?", (region, after, limit))
+
+    def family(self, key_id: str) -> list[Key]:
+        """The keys of this id in every Region."""
+        return self._keys("key_id=? ORDER BY region", (key_id,))
+
+    def due(self, now: float) -> list[Key]:
+        """Keys of which material has expired, or whose rotation is due."""
+        return self._keys("valid_to<=? OR next_rotation<=?", (now, now))
+
+    def save_material(self, key: Key, material: Material, secret: bytes | None) -> None:
+        """Writes what is known of a material with its secret; without one, the secret is erased."""
+        name = _material_name(key.key_id, material.material_id)
+        wrapped = self._root.wrap(secret, name) if secret is not None else None
+        query = _insert("materials", (*_MATERIAL, "region", "key_id", "wrapped")).replace("INSERT", "INSERT OR REPLACE")
+        self._database.execute(query, (*_facts(material), key.region, key.key_id, wrapped))
+        self._erased = self._erased or secret is None
+
+    def mark_material(self, key: Key, material: Material) -> None:
+        """Writes what is known of a material."""
+        changes = ", ".join(f"{name}=?" for name in _MATERIAL)
+        query = f"UPDATE materials SET {changes} WHERE {_ONE_KEY} AND material_id=?"  # noqa: S608 - as above
+        self._database.execute(query, (*_facts(material), key.region, key.key_id, material.material_id))
+
+    def materials(self, key: Key) -> list[Material]:
+        """What is known of a key's materials, the first one first."""
+        query = f"SELECT {', '.join(_MATERIAL)} FROM materials WHERE {_ONE_KEY} ORDER BY number"  # noqa: S608 - as above
+        rows = self._database.execute(query, (key.region, key.key_id))
+        return [_material(dict(zip(_MATERIAL, row, strict=True))) for row in rows]
+
+    def material(self, key: Key, material_id: str) -> bytes | None:
+        """Unwrapped key material."""
+        query = f"SELECT wrapped FROM materials WHERE {_ONE_KEY} AND material_id=?"  # noqa: S608 - as above
+        row = self._database.execute(query, (key.region, key.key_id, material_id)).fetchone()
+        return self._root.unwrap(row[0], _material_name(key.key_id, material_id)) if row and row[0] else None
+
+    def purge(self, now: float) -> list[str]:
+        """Erases keys whose deletion date has come, from the file, its log and its free pages."""
+        query = "SELECT region, key_id FROM keys WHERE deletion_date<=?"
+        due = self._database.execute(query, (now,)).fetchall()
+        if due:
+            with self.transaction():
+                self._database.executemany(f"DELETE FROM keys WHERE {_ONE_KEY}", due)  # noqa: S608 - as above
+            self._database.execute("VACUUM")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return [key_id for _, key_id in due]
+
+    def _scrub(self) -> None:
+        """After a secret was erased: out of the log too, where its old page would stay until the next checkpoint."""
+        if self._erased:
+            self._erased = False
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _keys(self, where: str, values: tuple[Any, ...]) -> list[Key]:
+        query = f"SELECT {', '.join(_KEY)} FROM keys WHERE {where}"  # noqa: S608 - as above
+        return [_key(row) for row in self._database.execute(query, values)]
+
+
+def _insert(table: str, columns: tuple[str, ...]) -> str:
+    marks = ",".join("?" * len(columns))
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - as above
+
+
+def _row(key: Key) -> tuple[Any, ...]:
+    changed = {"state": key.state.value, "tags": json.dumps(dict(key.tags)), "present": int(key.present)}
+    return tuple(changed.get(name, getattr(key, name)) for name in _KEY)
+
+
+def _key(row: tuple[Any, ...]) -> Key:
+    values = dict(zip(_KEY, row, strict=True))
+    values |= {
+        "state": KeyState(values["state"]),
+        "tags": json.loads(values["tags"]),
+        "present": bool(values["present"]),
+    }
+    return Key(**values)
+
+
+def _facts(material: Material) -> tuple[Any, ...]:
+    return tuple(int(v) if isinstance(v := getattr(material, name), bool) else v for name in _MATERIAL)
+
+
+def _material(values: dict[str, Any]) -> Material:
+    return Material(**values | {"present": bool(values["present"]), "pending": bool(values["pending"])})
+
+
+def _material_name(key_id: str, material_id: str) -> str:
+    return f"material/{key_id}/{material_id}"

@@ -1,0 +1,97 @@
+"""What time does to keys: imported material expires, material rotates, keys vanish (kms.md §14, §15, §21).
+
+Core: the tools and a time in. Every use of a key comes through `load`, so nothing depends on when housekeeping runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from alcove.kms.blob import material_id
+from alcove.kms.call import Tools
+from alcove.kms.keys import REPLICA, Key, KeyState, Material
+
+DAY: Final = 86_400.0
+MATERIAL_BYTES: Final = 32
+AUTOMATIC: Final = "AUTOMATIC"
+ON_DEMAND: Final = "ON_DEMAND"
+
+
+def load(tools: Tools, key_id: str, now: float) -> Key | None:
+    """The key as it is now; one whose window has passed is gone, whether it is purged yet or not."""
+    key = tools.store.key(tools.realm.region, key_id)
+    if key is None or (key.deletion_date is not None and key.deletion_date <= now):
+        return None
+    return refresh(tools, key, now) if _is_due(key, now) else key
+
+
+def housekeeping(tools: Tools, now: float) -> None:
+    """Does what is due and was not asked for, and erases what is gone."""
+    for key in tools.store.due(now):
+        refresh(tools, key, now)
+    tools.store.purge(now)
+
+
+def refresh(tools: Tools, key: Key, now: float) -> Key:
+    """Erases material that has expired and rotates what is due; the key as it is then."""
+    with tools.store.transaction():
+        current = tools.store.key(key.region, key.key_id)
+        if current is None or not _is_due(current, now):
+            return current or key
+        for material in tools.store.materials(current):
+            if material.present and material.valid_to is not None and material.valid_to <= now:
+                tools.store.save_material(current, replace(material, present=False, valid_to=None), None)
+        current = settle(tools, current)
+        if _rotates(current, now):
+            _rotate_family(tools, current, now)
+        return tools.store.key(key.region, key.key_id) or current
+
+
+def settle(tools: Tools, key: Key, state: KeyState | None = None) -> Key:
+    """Writes a key so that it agrees with the materials that it has: usable only while all are present.
+
+    Args:
+        tools: Tools.
+        key: The key.
+        state: What it becomes when all are; None leaves it as it is.
+    """
+    materials = tools.store.materials(key)
+    held = [m for m in materials if not m.pending]
+    whole = bool(held) and all(m.present for m in held)
+    ends = [m.valid_to for m in materials if m.present and m.valid_to is not None]
+    key = replace(key, present=whole, valid_to=min(ends, default=None))
+    if not key.deleting:
+        key = replace(key, state=(state or key.state) if whole else KeyState.PENDING_IMPORT)
+    tools.store.save_key(key)
+    return key
+
+
+def rotate(tools: Tools, key: Key, now: float, kind: str, secret: bytes) -> None:
+    """Makes new material current in every Region of the key; the old stays for decryption."""
+    name = material_id(secret, key.key_id, tools.store.secret("material ids"))
+    for one in tools.store.family(key.key_id):
+        number = len(tools.store.materials(one))
+        material = Material(name, number, rotated=round(now, 3), rotation_type=kind)
+        tools.store.save_material(one, material, secret)
+        tools.store.save_key(replace(one, material_id=name))
+
+
+def _rotate_family(tools: Tools, key: Key, now: float) -> None:
+    """One rotation, however many were missed: the next is due a period after the time at which this one was."""
+    rotate(tools, key, now, AUTOMATIC, tools.random(MATERIAL_BYTES))
+    for one in tools.store.family(key.key_id):
+        if one.rotation_days is not None and one.next_rotation is not None:
+            period = one.rotation_days * DAY
+            missed = int((now - one.next_rotation) // period) + 1
+            tools.store.save_key(replace(one, next_rotation=one.next_rotation + missed * period))
+
+
+def _rotates(key: Key, now: float) -> bool:
+    """A replica follows its primary, and a key that is not enabled waits."""
+    due = key.next_rotation is not None and key.next_rotation <= now
+    return due and key.state is KeyState.ENABLED and key.role != REPLICA
+
+
+def _is_due(key: Key, now: float) -> bool:
+    return _rotates(key, now) or (key.valid_to is not None and key.valid_to <= now)
