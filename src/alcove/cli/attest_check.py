@@ -80,7 +80,7 @@ def _prepared(arguments: argparse.Namespace) -> Callable[[bytes], VerifiedAttest
 
 def show(arguments: argparse.Namespace) -> int:
     """Show a document, unchecked."""
-    image = None if arguments.eif is None else _registers(arguments.eif)
+    image = None if arguments.eif is None else registers(arguments.eif)
     data = read_document(arguments.file)
     try:
         document = parse_document(data)
@@ -97,10 +97,10 @@ def show(arguments: argparse.Namespace) -> int:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Print the policy that pins an image."""
-    output.result({f"PCR{index}": value.hex() for index, value in _registers(arguments.eif).items()})
+    output.result({f"PCR{index}": value.hex() for index, value in registers(arguments.eif).items()})
 
 
-def _registers(path: Path) -> dict[int, bytes]:
+def registers(path: Path) -> dict[int, bytes]:
     """PCR0, PCR1, PCR2, and PCR8 of a signed image."""
     from alcove.image.describe import describe_image  # noqa: PLC0415 - not the verifier's
 

@@ -1,17 +1,14 @@
-"""``alcove kms serve`` and ``alcove kms user``."""
+"""``alcove kms``: serving, and the commands beside it."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 from pathlib import Path
-from typing import Any
 
-from alcove.cli import output
-from alcove.enclave.paths import Paths
+from alcove.cli import kms_policy, kms_root, kms_users, output
+from alcove.cli.kms_store import add_store_flags, guard, root_place, store_path
+from alcove.cli.parsers import Commands, command
 from alcove.errors import UsageError
-
-Commands = Any  # argparse's sub-parsers action is private
 
 
 def add_commands(commands: Commands) -> None:
@@ -19,7 +16,13 @@ def add_commands(commands: Commands) -> None:
     group = commands.add_parser("kms", help="AWS's KMS on one's own machine").add_subparsers(
         metavar="COMMAND", required=True
     )
-    parser = group.add_parser("serve", help="serve the KMS API over HTTP or HTTPS")
+    parser = command(
+        group,
+        "serve",
+        serve,
+        "serve the KMS API, and STS beside it, over HTTP or HTTPS",
+        "alcove kms serve & export AWS_ENDPOINT_URL_KMS=http://127.0.0.1:4599; aws kms list-keys",
+    )
     parser.add_argument("--listen", default="127.0.0.1:4599", metavar="HOST:PORT")
     parser.add_argument("--tls-cert", type=Path, metavar="FILE")
     parser.add_argument("--tls-key", type=Path, metavar="FILE")
@@ -30,49 +33,10 @@ def add_commands(commands: Commands) -> None:
         metavar="ROOT",
         help="aws, a PEM file or sha256:HEX (again for more); default: this machine's own",
     )
-    _store(parser)
-    parser.set_defaults(handler=serve)
-    user = group.add_parser("user", help="access keys").add_subparsers(metavar="COMMAND", required=True)
-    parser = user.add_parser("add", help="make a user and an access key")
-    parser.add_argument("name")
-    parser.add_argument("--admin", action="store_true", help="may do everything that key policies delegate")
-    parser.add_argument("--json", action="store_true")
-    _store(parser)
-    parser.set_defaults(handler=add_user)
-
-
-def _store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", metavar="URL", help="sqlite:///PATH; default: in the state directory")
-
-
-def _store_path(text: str | None) -> Path:
-    if text is None:
-        path = Paths.from_environment().state / "kms" / "kms.sqlite"
-    elif text.startswith("sqlite:///") and len(text) > len("sqlite:///"):
-        path = Path(text.removeprefix("sqlite:///")).absolute()
-    else:
-        raise UsageError(f"`{text}` is no store", hint="use sqlite:///PATH; an absolute path has four slashes")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
-
-
-def _root_key(store: Path) -> Path:
-    return store.with_suffix(".root-key")
-
-
-def add_user(arguments: argparse.Namespace) -> None:
-    """Make a user and print its access key, the only time that it is shown."""
-    from alcove.kms import users  # noqa: PLC0415 - other commands do not need the KMS
-    from alcove.kms.sqlite_store import open_store  # noqa: PLC0415
-
-    path = _store_path(arguments.store)
-    with contextlib.closing(open_store(f"sqlite:///{path}", _root_key(path))) as store:
-        user = users.add_user(store, arguments.name, admin=arguments.admin)
-    if arguments.json:
-        output.result(user.to_json())
-    else:
-        for name, value in user.to_json().items():
-            output.text(f"{name}: {value}")
+    add_store_flags(parser)
+    kms_users.add_commands(group)
+    kms_policy.add_commands(group)
+    kms_root.add_commands(group)
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -82,13 +46,14 @@ def serve(arguments: argparse.Namespace) -> None:
     from alcove.kms.server import ServeConfig  # noqa: PLC0415
     from alcove.kms.server import serve as serve_kms  # noqa: PLC0415
 
+    guard()
     host, _, port = arguments.listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"`{arguments.listen}` is no address", hint="use HOST:PORT, such as 127.0.0.1:4599")
-    store = _store_path(arguments.store)
+    store = store_path(arguments.store)
     config = ServeConfig(
         store=f"sqlite:///{store}",
-        root_key=_root_key(store),
+        root_key=root_place(arguments),
         audit=store.with_suffix(".audit.jsonl"),
         roots=parse_roots(arguments.root),
         host=host.strip("[]"),

@@ -59,6 +59,11 @@ def kind(text: str) -> str:
     return str(found)
 
 
+def token(text: str) -> str:
+    """The URI of the token's key that opens this file; empty when none does."""
+    return str(_parse(text)["uri"]) if kind(text) == "pkcs11" else ""
+
+
 def open_root(text: str, openers: Openers) -> RootKey:
     """The root key of a file.
 

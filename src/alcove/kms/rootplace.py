@@ -63,6 +63,11 @@ class RootPlace:
         return "environment" if self._variable else self._checked(rootfile.kind, self._read())
 
     @property
+    def uri(self) -> str:
+        """Which key on which token opens it; empty when none does."""
+        return "" if self._variable else self._checked(rootfile.token, self._read())
+
+    @property
     def exists(self) -> bool:
         """Whether there is a root key."""
         return bool(self._variable) or self.path.exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Final
 
 ATTESTATION: Final = "kms:recipientattestation:"
@@ -47,6 +48,12 @@ CALLER: Final = frozenset({
 """Condition keys that say who calls."""
 _LOWER: Final = {name.lower(): name for name in _KEYS}
 _PCR = re.compile(r"(pcr|nitrotpmpcr)(0|[1-9][0-9]?)", re.ASCII)
+
+
+def attestation_context(pcrs: Mapping[int, bytes]) -> dict[str, str]:
+    """The condition keys that a document with these PCRs brings: lower-case hex under lower-case names."""
+    found = {f"{ATTESTATION}pcr{index}": value.hex() for index, value in pcrs.items()}
+    return found | ({f"{ATTESTATION}imagesha384": pcrs[0].hex()} if 0 in pcrs else {})
 
 
 def is_attestation(key: str) -> bool:
