@@ -50,7 +50,7 @@ def _user(tools: Tools, request: sigv4.SignedRequest, access_key_id: str) -> tup
 def _session(tools: Tools, request: sigv4.SignedRequest, access_key_id: str) -> tuple[sigv4.Secret, Identity] | None:
     """A session without its token, or of a role that is gone, is nobody."""
     token = request.value("x-amz-security-token") or ""
-    opened = Sealer(tools.store.derive(LABEL)).open(access_key_id, token)
+    opened = Sealer(tools.store.secret(LABEL)).open(access_key_id, token)
     role = tools.store.role(opened[0].role_id) if opened else None
     if opened is None or role is None:
         return None

@@ -114,7 +114,7 @@ class Sts:
         role = self._trusting(trail, arn)
         issued = int(trail.now.timestamp())
         session = Session(role.role_id, name, issued, issued + seconds)
-        made = Sealer(self._tools.store.derive(LABEL)).seal(session, self._tools.random(22))
+        made = Sealer(self._tools.store.secret(LABEL)).seal(session, self._tools.random(22))
         expiration = datetime.fromtimestamp(session.expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         user = {
             "AssumedRoleId": f"{role.role_id}:{name}",
