@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -81,6 +82,36 @@ def _bury(paths: Paths, files: EnclavePaths) -> None:
         ended.save(paths, record, end, None, None)
         Cgroups.of_this_machine().remove(record.enclave_id)
     shutil.rmtree(grave, ignore_errors=True)
+
+
+def stage(paths: Paths) -> tuple[Path, int]:
+    """A directory for a start's own files; those of starts that were killed are removed.
+
+    Returns:
+        The directory, and the descriptor that holds it: who closes that gives the directory up.
+    """
+    prepare(paths)
+    with _exclusive(paths.run / "registry.lock"):
+        _sweep(paths)
+        try:
+            directory = Path(tempfile.mkdtemp(prefix="boot-", dir=paths.run))
+        except OSError as error:
+            raise MachineError(f"cannot write to `{paths.run}`: {error.strerror}", code="E19") from None
+        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(held, fcntl.LOCK_EX)
+    return directory, held
+
+
+def _sweep(paths: Paths) -> None:
+    """Remove what no living process holds; the registry is locked, so nobody is about to hold it."""
+    for directory in paths.run.glob("boot-*"):
+        if not _is_locked(directory):
+            shutil.rmtree(directory, ignore_errors=True)
+    for directory in paths.enclaves.glob(".i-*"):  # a reservation that was killed
+        shutil.rmtree(directory, ignore_errors=True)
+    for directory in paths.enclaves.glob(".dead-*"):  # a burial that may go on
+        if not Path("/proc", directory.name.rpartition("-")[2]).exists():
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def find(paths: Paths, *, enclave_id: str | None = None, name: str | None = None) -> Record:

@@ -127,10 +127,9 @@ class Supervisor:
 
     async def _boot(self) -> dict[str, Any]:
         # the image first: a damaged file must not even show up in the list
-        staging = self._paths.run / f"boot-{os.getpid()}"
+        staging, held = registry.stage(self._paths)
+        self._cleanups.callback(os.close, held)
         self._cleanups.callback(shutil.rmtree, staging, ignore_errors=True)
-        registry.prepare(self._paths)
-        staging.mkdir(mode=0o700)
         self._image = prepare_boot(Path(self._request.eif_path), staging)
         qemu = find_qemu(self._paths.tools)
         accelerator = self._accelerator(qemu)

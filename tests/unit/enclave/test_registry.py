@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,29 @@ def start(paths: Paths, enclave_id: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def test_a_start_removes_what_killed_starts_left(paths: Paths) -> None:
+    """Files of starts, reservations and burials that no process holds go; what a living one holds stays."""
+    first, held = registry.stage(paths)
+    (first / "kernel").write_bytes(b"kernel")
+    dead = [paths.run / "boot-4711", paths.enclaves / ".i-1-enc2", paths.enclaves / ".dead-i-1-enc2-4194305"]
+    digging = paths.enclaves / f".dead-i-3-enc4-{os.getpid()}"
+    for directory in (*dead, digging):
+        directory.mkdir()
+        (directory / "file").write_bytes(b"left")
+    second, other = registry.stage(paths)
+    assert first != second
+    assert (first / "kernel").exists()
+    assert digging.exists()
+    assert not [directory for directory in dead if directory.exists()]
+    os.close(held)
+    os.close(other)
+    third, last = registry.stage(paths)
+    os.close(last)
+    assert third.exists()
+    assert not first.exists()
+    assert not second.exists()
 
 
 def test_parallel_reservations_get_names_and_cids_of_their_own(paths: Paths) -> None:
