@@ -23,7 +23,7 @@ COPY --chmod=755 busybox /bin/busybox
 COPY data /data
 RUN ["/bin/busybox", "sh", "-c", "mkdir -p /made/by; echo run >/made/by/run; busybox ln /made/by/run /made/link"]
 RUN ["/bin/busybox", "chown", "-R", "12:34", "/made/by"]
-WORKDIR /work/dir
+WORKDIR /srv/app
 ENV A=b
 CMD ["/bin/busybox", "true"]
 """
