@@ -16,7 +16,7 @@ from alcove.errors import ImageFormatError
 from alcove.image.sources import oci
 from alcove.image.sources.container import silent
 from alcove.image.sources.fetch import ContainerSource
-from alcove.image.sources.layers import plain_layers
+from alcove.image.sources.layers import use_layers
 from alcove.image.sources.limits import Limits
 from alcove.image.sources.tree import walk
 
@@ -71,14 +71,68 @@ def test_the_lowest_broken_layer_is_the_one_that_is_told(make_layout: MakeLayout
         oci.flatten(image, tmp_path)
 
 
+def test_a_broken_tree_is_told_before_a_broken_digest_above_it(make_layout: MakeLayout, tmp_path: Path) -> None:
+    """The lowest layer's error is told whatever it is, though the small one above is refused long before."""
+    image = oci.load_layout(make_layout(b"\1" * 3_000_000, layer("b", b"b"), layer("c", b"c")))
+    break_blob(image, 1)
+    with pytest.raises(ImageFormatError, match="not an octal number"):
+        oci.flatten(image, tmp_path)
+
+
+def test_nobody_looks_into_a_layer_whose_digest_is_wrong(make_layout: MakeLayout, tmp_path: Path) -> None:
+    """Only layers whose digests are right are given out, each once, whatever the others are."""
+    image = oci.load_layout(make_layout(*(layer(f"file-{n}", bytes([n]) * 200_000 * n) for n in range(6))))
+    break_blob(image, 3)
+    used: list[int] = []
+    with pytest.raises(ImageFormatError, match=image.layers[3].digest):
+        use_layers(image.layers, tmp_path, Limits(), silent, lambda index, _: used.append(index))
+    assert {0, 1, 2} <= set(used) <= {0, 1, 2, 4, 5}
+    assert len(used) == len(set(used))
+
+
+def linked(name: str, target: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = tarfile.LNKTYPE, target
+        archive.addfile(info)
+    return out.getvalue()
+
+
+def test_a_link_into_a_lower_layer_waits_for_it(make_layout: MakeLayout, tmp_path: Path) -> None:
+    """A small layer that links to a file of a large one below is ready first, and links to that very file."""
+    flattened = oci.flatten(
+        oci.load_layout(make_layout(layer("a", b"1" * 3_000_000), linked("b", "a"), linked("c", "b"))), tmp_path
+    )
+    assert [name for name, _ in walk(flattened.root)] == [b"a", b"b", b"c"]
+    assert len({id(node) for _, node in walk(flattened.root)}) == 1
+
+
+def test_a_tree_that_is_made_twice_is_paid_once(make_layout: MakeLayout, tmp_path: Path) -> None:
+    """Waiting for a lower layer costs nothing of what names may take."""
+    names = [layer(f"file-{n}", b"") for n in range(20)]
+    above = io.BytesIO()
+    with tarfile.open(fileobj=above, mode="w") as archive:
+        for n in range(100):
+            archive.addfile(tarfile.TarInfo(f"more-{n}"))
+        info = tarfile.TarInfo("link")
+        info.type, info.linkname = tarfile.LNKTYPE, "large"
+        archive.addfile(info)
+    image = oci.load_layout(make_layout(layer("large", bytes(3_000_000)), *names, above.getvalue()))
+    flattened = oci.flatten(image, tmp_path, Limits(tree=122 * 510))
+    assert len(list(walk(flattened.root))) == 122
+
+
 def test_nobody_works_on_for_who_gave_up(make_layout: MakeLayout, tmp_path: Path) -> None:
-    """Ctrl-C between two layers stops those that are on their way."""
+    """Ctrl-C while a layer is looked into stops those that are on their way."""
     before = set(threading.enumerate())
     image = oci.load_layout(make_layout(*(layer(f"file-{n}", bytes(9_000_000)) for n in range(6))))
-    spools = plain_layers(image.layers, tmp_path, Limits(), silent)
-    next(spools)
+
+    def interrupted(_index: int, _spool: Path) -> None:
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        spools.throw(KeyboardInterrupt())
+        use_layers(image.layers, tmp_path, Limits(), silent, interrupted)
     assert set(threading.enumerate()) == before
 
 

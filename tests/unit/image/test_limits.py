@@ -115,7 +115,7 @@ def test_a_full_disk_is_the_machines_fault(make_layout: MakeLayout, tmp_path: Pa
     spool.mkdir()
     (spool / "layer-0.tar").symlink_to("/dev/full")
     with pytest.raises(MachineError, match=r"No space left|Permission denied") as caught:
-        list(layers.plain_layers(image.layers, spool, Limits(), silent))
+        layers.use_layers(image.layers, spool, Limits(), silent, lambda *_: None)
     assert "TMPDIR" in str(caught.value.hint)
 
 

@@ -1,7 +1,8 @@
 """Layers of a container image made ready: each as a plain tar file whose digests have been checked.
 
 A blob is read once. What is not compressed stays where it is; what is goes to a spool file, and both digests, of the
-blob and of what it unpacks to, are computed on the way. Nobody looks into a layer before they are right.
+blob and of what it unpacks to, are computed on the way. Nobody looks into a layer before they are right. Layers are
+given out as they get ready, in any order, so that one is looked into while others are still hashed.
 
 Several layers are made ready at a time, each in a thread: hashlib and zlib let go of the interpreter's lock.
 """
@@ -15,13 +16,13 @@ import subprocess
 import threading
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final
 
-from alcove.errors import ImageFormatError, MachineError
+from alcove.errors import AlcoveError, ImageFormatError, MachineError
 from alcove.image.sources.container import OnBytes
 from alcove.image.sources.limits import Limits
 
@@ -54,7 +55,7 @@ class Checksum:
         self.algorithm, self.expected = split_digest(digest)
         self._digest = digest
         self._hash = hashlib.new(self.algorithm)
-        self.update: Callable[[bytes], None] = self._hash.update
+        self.update: Callable[[bytes | memoryview], None] = self._hash.update
 
     def check(self) -> None:
         """Compare.
@@ -116,23 +117,27 @@ class _Blob:
         return chunk
 
     def check(self) -> None:
-        while self.read(_CHUNK):
-            pass
+        """Hash the rest, and compare."""
+        buffer = memoryview(bytearray(_CHUNK))  # one for all of it: fresh memory costs as much as the copy into it
+        while count := self._file.readinto(buffer):  # type: ignore[attr-defined]  # a raw file has it
+            self._checksum.update(buffer[:count])
+            self._work.advance(count)
         self._checksum.check()
 
 
-def plain_layers(
-    layers: Sequence[Layer], directory: Path, limits: Limits, on_bytes: OnBytes
-) -> Generator[Path, None, None]:
-    """The layers as plain tar files, lowest first; the next ones are made ready meanwhile.
+def use_layers(
+    layers: Sequence[Layer], directory: Path, limits: Limits, on_bytes: OnBytes, use: Callable[[int, Path], None]
+) -> None:
+    """Make layers ready, several at a time, and call `use` with each as a plain tar file, in the order they get ready.
 
-    Closing the generator stops the threads. Of several broken layers, the lowest is told.
+    Of several layers that are broken, or that `use` refuses, the lowest is told. No thread is left at the end.
 
     Args:
         layers: Lowest first.
         directory: Where spool files go.
         limits: What a layer may unpack to.
         on_bytes: Progress, over the bytes of the blobs; called from any thread, one at a time.
+        use: Takes a layer's number, 0 is the lowest, and its tar file; called from this thread.
 
     Raises:
         ImageFormatError: When a digest is wrong, a layer is too large or its compression is broken.
@@ -142,14 +147,29 @@ def plain_layers(
     with ThreadPoolExecutor(min(_AT_ONCE, len(os.sched_getaffinity(0)))) as pool:
         largest_first = sorted(range(len(layers)), key=lambda index: -_size(layers[index].path))
         futures = {
-            index: pool.submit(_ready, layers[index], directory / f"layer-{index}.tar", work) for index in largest_first
+            pool.submit(_ready, layers[index], directory / f"layer-{index}.tar", work): index for index in largest_first
         }
         try:
-            for index in range(len(layers)):
-                yield futures[index].result()
+            _use_each(futures, use)
         finally:
             work.stopped.set()
             pool.shutdown(cancel_futures=True)
+
+
+def _use_each(futures: dict[Future[Path], int], use: Callable[[int, Path], None]) -> None:
+    """Use what is ready; after a failure, only what is below it, for that may hold the one to tell."""
+    failure: AlcoveError | None = None
+    left, end = set(futures.values()), len(futures)
+    for future in as_completed(futures):
+        index = futures[future]
+        left.remove(index)
+        if index < end:
+            try:
+                use(index, future.result())
+            except AlcoveError as error:
+                failure, end = error, index
+        if failure is not None and (not left or min(left) > end):
+            raise failure
 
 
 def _size(path: Path) -> int:

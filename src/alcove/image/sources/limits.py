@@ -67,10 +67,10 @@ def parse_size(name: str, text: str) -> int:
 
 
 class Budget:
-    """Memory for a tree, spent as its nodes are made."""
+    """Memory for a tree, spent as its nodes are made; `left` is given back with what was made and dropped again."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limit = self._left = limits.tree
+        self._limit = self.left = limits.tree
 
     def spend(self, names: int = 0, pieces: int = 0) -> None:
         """Pay for a node.
@@ -82,8 +82,8 @@ class Budget:
         Raises:
             ImageFormatError: When there is nothing left.
         """
-        self._left -= ENTRY + names + PIECE * pieces
-        if self._left < 0:
+        self.left -= ENTRY + names + PIECE * pieces
+        if self.left < 0:
             hint = "when the image is meant to hold so many files, set ALCOVE_MAX_TREE, to 4G for instance"
             raise ImageFormatError(
                 f"its names and attributes need more than {self._limit} bytes of memory", field="layers", hint=hint
