@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from alcove import __version__
 from alcove.cli.nitro import NITRO_CLI_VERSION
@@ -20,12 +20,11 @@ from alcove.errors import MachineError, UsageError
 from alcove.guest import DEFAULT_CMDLINES, init_binary
 from alcove.image.blobs import Blobs
 from alcove.image.build import BuildRequest, build_enclave
-from alcove.image.explain import explain_eif
-from alcove.image.sign import load_signer
-from alcove.image.signing import Signer
 from alcove.image.sources.limits import parse_size
-from alcove.image.sources.tools_tree import ensure_kernel_tree, ensure_tools_tree
 from alcove.types import Measurements
+
+if TYPE_CHECKING:
+    from alcove.image.signing import Signer
 
 # What BuildMetadata says: under AWS's name, AWS's values (eif.md §4).
 BUILD_TOOLS: Final = {"nitro-cli": ("nitro-cli", NITRO_CLI_VERSION)}
@@ -56,6 +55,8 @@ def build(arguments: argparse.Namespace) -> Measurements:
         )
         measurements = build_enclave(request, watch.say, watch.on_bytes)
         if arguments.explain:
+            from alcove.image.explain import explain_eif  # noqa: PLC0415 - what not every build needs loads when used
+
             for line in explain_eif(request.output_file):
                 watch.say(line)
     return measurements
@@ -81,7 +82,11 @@ def _path(text: str | None) -> Path | None:
 
 def _signer(arguments: argparse.Namespace) -> Signer | None:
     certificate, key = arguments.signing_certificate, arguments.private_key
-    return None if certificate is None else load_signer(Path(certificate), key)
+    if certificate is None:
+        return None
+    from alcove.image.sign import load_signer  # noqa: PLC0415
+
+    return load_signer(Path(certificate), key)
 
 
 def _artifacts() -> Path | None:
@@ -104,6 +109,8 @@ def _blobs(directory: str | None, arch: str, say: Callable[[str], None]) -> Blob
 
 def default_blobs(arch: str, say: Callable[[str], None]) -> Blobs:
     """Debian's kernel and its modules, our init, our command line."""
+    from alcove.image.sources.tools_tree import ensure_kernel_tree, ensure_tools_tree  # noqa: PLC0415
+
     state = Paths.from_environment().state
     tree = ensure_tools_tree(state, say) if arch == "x86_64" else ensure_kernel_tree(state, arch, say)
     return Blobs.from_tools_tree(tree, init_binary(arch), DEFAULT_CMDLINES[arch])

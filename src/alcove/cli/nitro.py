@@ -1,18 +1,23 @@
-"""AWS's commands, with AWS's flags and output (cli.md)."""
+"""AWS's commands, with AWS's flags and output (cli.md).
+
+A command loads what it needs when it runs: the enclaves' side takes as long to load as an image of 100 MiB to hash.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from alcove.cli import building, image, output
 from alcove.cli.parsers import Commands, command
-from alcove.enclave import config, ended, lifecycle, registry
-from alcove.enclave.paths import Paths
-from alcove.enclave.record import Record
 from alcove.errors import MachineError, UsageError
+
+if TYPE_CHECKING:
+    from alcove.enclave import config
+    from alcove.enclave.paths import Paths
+    from alcove.enclave.record import Record
 
 NITRO_CLI_VERSION: Final = "1.5.0"
 
@@ -66,6 +71,9 @@ def _add_watch(commands: Commands) -> None:
 
 def run_enclave(arguments: argparse.Namespace) -> None:
     """``run-enclave``."""
+    from alcove.enclave import lifecycle, registry  # noqa: PLC0415
+    from alcove.enclave.paths import Paths  # noqa: PLC0415
+
     request = _run_request(arguments)
     output.say("Start allocating memory...")
     started = lifecycle.run_enclave(request)
@@ -81,6 +89,8 @@ def run_enclave(arguments: argparse.Namespace) -> None:
 
 
 def _run_request(arguments: argparse.Namespace) -> config.RunRequest:
+    from alcove.enclave import config  # noqa: PLC0415
+
     given = ("cpu_count", "cpu_ids", "memory", "eif_path", "enclave_cid", "enclave_name", "debug_mode")
     if arguments.config is not None:
         if clash := [name for name in given if getattr(arguments, name)]:
@@ -124,6 +134,9 @@ def read_text(path: str) -> str:
 
 def describe_enclaves(arguments: argparse.Namespace) -> None:
     """``describe-enclaves``."""
+    from alcove.enclave import ended, lifecycle  # noqa: PLC0415
+    from alcove.enclave.paths import Paths  # noqa: PLC0415
+
     paths = Paths.from_environment()
     entries, failures = lifecycle.describe_enclaves(paths, metadata=arguments.metadata)
     if arguments.all:
@@ -137,6 +150,9 @@ def describe_enclaves(arguments: argparse.Namespace) -> None:
 
 def terminate_enclave(arguments: argparse.Namespace) -> None:
     """``terminate-enclave``."""
+    from alcove.enclave import registry  # noqa: PLC0415
+    from alcove.enclave.paths import Paths  # noqa: PLC0415
+
     paths = Paths.from_environment()
     if arguments.all:
         output.result([_terminate(paths, record) for record in registry.live(paths)])
@@ -145,17 +161,24 @@ def terminate_enclave(arguments: argparse.Namespace) -> None:
 
 
 def _terminate(paths: Paths, record: Record) -> dict[str, Any]:
+    from alcove.enclave import lifecycle  # noqa: PLC0415
+
     ended = lifecycle.terminate_enclave(paths, record)
     output.say(f"Successfully terminated enclave {record.enclave_id}.")
     return ended
 
 
 def _find(paths: Paths, arguments: argparse.Namespace) -> Record:
+    from alcove.enclave import registry  # noqa: PLC0415
+
     return registry.find(paths, enclave_id=arguments.enclave_id, name=arguments.enclave_name)
 
 
 def console(arguments: argparse.Namespace) -> None:
     """``console``."""
+    from alcove.enclave import config  # noqa: PLC0415
+    from alcove.enclave.paths import Paths  # noqa: PLC0415
+
     paths = Paths.from_environment()
     text = arguments.disconnect_timeout
     seconds = None if text is None else config.parse_number("disconnect-timeout", text, bits=64)
@@ -165,6 +188,8 @@ def console(arguments: argparse.Namespace) -> None:
 
 
 def _copy_console(paths: Paths, record: Record, seconds: float | None) -> None:
+    from alcove.enclave import lifecycle  # noqa: PLC0415
+
     stream = lifecycle.console(paths, record, seconds)
     next(stream)
     output.text("Successfully connected to the console.")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import lzma
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from alcove.errors import ImageFormatError, InputError, MachineError
-from alcove.image.sources.tools_tree import ToolsTree
+
+if TYPE_CHECKING:
+    from alcove.image.sources.tools_tree import ToolsTree
 
 KERNELS: Final = {"x86_64": "bzImage", "aarch64": "Image"}
 MAX_MODULE: Final = 64 << 20  # ours: bytes of a module after decompression

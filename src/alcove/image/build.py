@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alcove.codec import cpio
 from alcove.errors import ImageFormatError, InputError, UsageError
@@ -39,12 +39,14 @@ from alcove.image.metadata import (
 )
 from alcove.image.process import Process, differences, nitro_process, oci_process
 from alcove.image.ramdisk import add_init_layer, application_entries, boot_entries
-from alcove.image.signing import Signer
 from alcove.image.sources.container import ARCHITECTURES as PLATFORMS
 from alcove.image.sources.container import ContainerImage, Flattened, OnBytes, silent
 from alcove.image.sources.fetch import ContainerSource, Progress, process_environment, with_tag
 from alcove.image.sources.limits import Limits
 from alcove.types import Measurements
+
+if TYPE_CHECKING:
+    from alcove.image.signing import Signer  # X.509 takes as long to load as the rest, and few images are signed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
