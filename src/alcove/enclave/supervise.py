@@ -10,11 +10,14 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import sys
 from typing import Any
 
 from alcove.attestation.private_memory import forbid_core_dumps
+from alcove.devices.vsock.backend import RESERVED_DESCRIPTORS
+from alcove.devices.vsock.muxer import MAX_CONNECTIONS
 from alcove.enclave.config import RunRequest, decode_request
 from alcove.enclave.paths import Paths
 from alcove.enclave.supervisor import Supervisor, error_json
@@ -70,9 +73,19 @@ def _detach() -> None:
     os.close(null)
 
 
+def _allow_connections() -> None:
+    """A descriptor for every vsock connection, as far as the hard limit goes; beyond, guests get RST."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + RESERVED_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        ceiling = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, ceiling), hard))
+
+
 def main() -> int:
     """Run one enclave from start to end."""
     forbid_core_dumps()  # leaf keys must not end up in a core file
+    _allow_connections()
     try:
         request = decode_request(sys.stdin.buffer.readline())
         return asyncio.run(_main(request))

@@ -542,7 +542,7 @@ def test_a_buffer_outside_memory_is_returned_unread(vsock: VsockRig, address: in
 
 def test_a_port_beyond_the_limit_of_connections_is_refused(vsock: VsockRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table of connections is bounded; a refused client is hung up on."""
-    monkeypatch.setattr("alcove.devices.vsock.muxer.MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(vsock.backend._muxer, "_limit", 1)
     with vsock.guest() as guest:
         driver = vsock.driver(guest)
         connect(vsock, driver)

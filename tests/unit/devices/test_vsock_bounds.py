@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from alcove.devices.vsock.backend import RESERVED_DESCRIPTORS, connection_limit
 from alcove.devices.vsock.credit import BUFFER
+from alcove.devices.vsock.muxer import MAX_CONNECTIONS
 from alcove.devices.vsock.outbox import MAX_BUFFERS, QUANTUM
 from alcove.devices.vsock.packet import Header, Op, Shutdown
 from alcove.testing.fake_drivers import GUEST_BUFFER, FakeVsockDriver
@@ -295,6 +297,43 @@ def test_floods_of_requests_and_resets_leave_nothing(vsock: VsockRig) -> None:
         drop_all(server)
         assert vsock.backend.counters.open_now == 0
         assert wait_for(lambda: descriptors_open() == before)
+
+
+def test_without_descriptors_a_request_is_refused_and_later_ones_are_served(vsock: VsockRig) -> None:
+    """A supervisor at its limit of descriptors answers RST, and goes on when there are some again."""
+    with vsock.guest() as guest:
+        driver = vsock.driver(guest)
+        server = vsock.serve(5000)
+        open_stream(vsock, driver, server, 3)
+        settle(vsock)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+        fillers = [socket.socket() for _ in range(highest + 1 - descriptors_open())]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1 + max(sock.fileno() for sock in [*fillers, server]), hard))
+        try:
+            while True:
+                fillers.append(socket.socket())
+        except OSError:
+            driver.send(Op.REQUEST, port=5000, own_port=1)
+            refused, _ = driver.receive()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for filler in fillers:
+                filler.close()
+        assert (refused.op, refused.dst_port) == (Op.RST, 1)
+        open_stream(vsock, driver, server, 2)
+
+
+def test_connections_leave_descriptors_for_the_rest_of_the_supervisor(
+    vsock: VsockRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where few descriptors are allowed, connections are refused before the control socket has none left."""
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (1024, 1 << 20))
+    assert connection_limit() == 1024 - RESERVED_DESCRIPTORS
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (64, 64))
+    assert connection_limit() == 32
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert connection_limit() == MAX_CONNECTIONS
 
 
 def drop_all(server: socket.socket) -> None:

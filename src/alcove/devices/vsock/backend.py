@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from alcove.devices.vsock.connection import Connection, State
 from alcove.devices.vsock.dialer import dial
 from alcove.devices.vsock.host_socket import Held
 from alcove.devices.vsock.hybrid import HybridListener
-from alcove.devices.vsock.muxer import Muxer
+from alcove.devices.vsock.muxer import MAX_CONNECTIONS, Muxer
 from alcove.devices.vsock.outbox import Outbox
 from alcove.devices.vsock.packet import HEADER_SIZE, MAX_PACKET, Header
 from alcove.devices.vsock.stream import Stream
@@ -41,6 +42,7 @@ TX: Final = 1
 _QUEUES: Final = 3  # devices.md §3.5: the event queue stays inside QEMU, and is counted all the same
 _TX_BATCH: Final = 64  # packets per wake-up
 MAX_HELD: Final = 32 << 20  # bytes; 128 connections with a reader that does not read, at full credit
+RESERVED_DESCRIPTORS: Final = 256  # of this process, for all but connections: control and hybrid clients, devices
 _TAKEN_BATCH: Final = 32  # descriptors, a quarter of QEMU's ring
 _TAKEN_SECONDS: Final = 0.002  # the longest that a packet taken is not announced
 _MAX_LINGERING: Final = 64  # sockets that still take data of connections which the guest has reset
@@ -54,6 +56,14 @@ class Counters:
     open_now: int
     bytes_from_guest: int
     bytes_to_guest: int
+
+
+def connection_limit() -> int:
+    """How many connections this process can have, and still accept a terminate command."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return min(MAX_CONNECTIONS, max(soft - RESERVED_DESCRIPTORS, soft // 2))
 
 
 class VsockBackend:
@@ -85,7 +95,7 @@ class VsockBackend:
         self._cid = cid
         self._port_path = port_path
         self._on_closed = on_closed
-        self._muxer = Muxer(cid)
+        self._muxer = Muxer(cid, connection_limit())
         self._streams: dict[Connection, Stream] = {}
         self._held = Held()
         self._tx_stalled = False

@@ -9,7 +9,7 @@ Rules:
 2. A packet for an unknown connection is refused with RST; an RST is never answered.
 3. Control packets wait in their own queue and go before data. Counters are filled in when a packet leaves.
 4. The guest can make this queue grow; a caller stops taking its packets while `backlog_full`.
-5. Connections are bounded, and so are those that no listener has taken yet: beyond MAX_CONNECTIONS or MAX_DIALLING a
+5. Connections are bounded, and so are those that no listener has taken yet: beyond `limit` or MAX_DIALLING a
    REQUEST is refused with RST, and `open` raises.
 """
 
@@ -103,10 +103,11 @@ class _Control:
 
 
 class Muxer:
-    """The connections of the guest with this CID."""
+    """The connections of the guest with this CID, at most `limit` of them."""
 
-    def __init__(self, cid: Cid) -> None:
+    def __init__(self, cid: Cid, limit: int = MAX_CONNECTIONS) -> None:
         self._cid = cid
+        self._limit = limit
         self._connections: dict[Key, Connection] = {}
         self._control: deque[_Control] = deque()
         self._next_port = 0
@@ -152,8 +153,8 @@ class Muxer:
         Raises:
             ProtocolError: There are too many connections.
         """
-        if len(self._connections) >= MAX_CONNECTIONS:
-            raise ProtocolError(f"vsock: {MAX_CONNECTIONS} connections are open")
+        if len(self._connections) >= self._limit:
+            raise ProtocolError(f"vsock: {self._limit} connections are open")
         while True:
             key = Key(PARENT_CID, _FIRST_LOCAL_PORT + self._next_port, port)
             self._next_port = (self._next_port + 1) % _LOCAL_PORTS
@@ -246,7 +247,7 @@ class Muxer:
             yield Gone(old)
         # an answer to an earlier attempt would be taken for the answer to this one
         self._control = deque(control for control in self._control if control.key != key)
-        if len(self._connections) >= MAX_CONNECTIONS or self._dialling >= MAX_DIALLING:
+        if len(self._connections) >= self._limit or self._dialling >= MAX_DIALLING:
             self._refuse(key, header)
             return
         connection = self._connections[key] = Connection(key, State.DIALLING)
