@@ -102,7 +102,7 @@ def restore(file: Path, store: Path) -> Manifest:
 def _new_copy(source: Path, target: Path) -> Iterator[sqlite3.Connection]:
     """A copy of a database, to be changed in the block; it appears as `target` when the block ends well."""
     if target.exists():
-        raise UsageError(f"`{target}` exists already", hint="nothing is overwritten; choose another name")
+        raise _exists(target)
     waiting = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -111,15 +111,24 @@ def _new_copy(source: Path, target: Path) -> Iterator[sqlite3.Connection]:
             with contextlib.closing(_copied(source, waiting)) as copy:
                 yield copy
             _sync(waiting)
-            os.link(waiting, target)  # unlike rename, it never replaces
+            _put(waiting, target)
         finally:
             for side in ("", *_SIDES):
                 waiting.with_name(waiting.name + side).unlink(missing_ok=True)
         _sync(target.parent)
-    except FileExistsError:
-        raise UsageError(f"`{target}` exists already", hint="nothing is overwritten; choose another name") from None
     except (OSError, sqlite3.Error) as error:
         raise MachineError(f"cannot copy {source} to {target}: {error}") from error
+
+
+def _put(waiting: Path, target: Path) -> None:
+    try:
+        os.link(waiting, target)  # unlike rename, it never replaces
+    except FileExistsError:
+        raise _exists(target) from None
+
+
+def _exists(target: Path) -> UsageError:
+    return UsageError(f"`{target}` exists already", hint="nothing is overwritten; choose another name")
 
 
 def _copied(source: Path, target: Path) -> sqlite3.Connection:
