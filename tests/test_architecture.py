@@ -21,7 +21,7 @@ LAYERS: dict[str, set[str]] = {
     "kms": {"codec", "attestation"},
     "proxy": {"codec"},
     "guest": set(),
-    "hostvsock": set(),
+    "hostvsock": {"devices.unix_path", "proxy"},
     "enclave": {"codec", "image", "machine", "devices", "attestation"},
     "sdk": {"codec", "devices.nsm.messages", "kms.model"},
     "apps": {"codec", "sdk"},

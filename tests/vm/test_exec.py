@@ -132,6 +132,20 @@ def test_socat_connects_and_listens(cli: Any, peer: dict[str, Any]) -> None:
             server.wait()
 
 
+def test_connect_joins_input_and_output_to_a_port(cli: Any, peer: dict[str, Any]) -> None:
+    """By CID, name and id, with half-close; a port without a listener, and an enclave that is not there, fail."""
+    for enclave in (peer["EnclaveCID"], peer["EnclaveName"], peer["EnclaveID"]):
+        command = cli.command("alcove", "connect", enclave, 7, "--wait", 10)
+        done = subprocess.run(
+            command, env=cli.environment, input=b"x" * 300000, capture_output=True, check=False, timeout=60
+        )
+        assert (done.returncode, len(done.stdout), done.stderr) == (0, 300000, b"")
+    refused = cli("alcove", "connect", "peer", 6, "--wait", 1)
+    assert refused.returncode == 1
+    assert "does not answer on port 6" in refused.stderr
+    assert cli("alcove", "connect", 15, 7).returncode == 11
+
+
 CLOCK = """
     s = socket.socket(socket.AF_VSOCK)
     s.connect((CID, 37))

@@ -1,17 +1,22 @@
-"""Alcove's own commands to talk to enclaves: ``exec``."""
+"""Alcove's own commands to talk to enclaves: ``exec``, ``connect`` and ``forward``."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import platform
 import shutil
+from pathlib import Path
 from typing import Final, NoReturn
 
+from alcove.cli import output
 from alcove.cli.parsers import Commands, command
 from alcove.enclave import registry
+from alcove.enclave.config import parse_number
 from alcove.enclave.paths import Paths
-from alcove.errors import UsageError
+from alcove.errors import MachineError, UsageError
+from alcove.types import Port
 
 _EXEC: Final = """\
 run a program whose AF_VSOCK sockets reach the enclaves by their CIDs
@@ -21,16 +26,39 @@ enclave's port, and the ports that it binds are reached by the enclaves. Its chi
 
 Programs that do not load the C library are not covered: static binaries, and most written in Go. Neither are
 datagram and seqpacket sockets, which enclaves do not have."""
+_FORWARD: Final = """\
+pass the enclaves' connections to a port on to a program that listens there with the kernel's own AF_VSOCK
+
+The kernel needs vsock's loopback (modprobe vsock_loopback). A program that `alcove exec` can start needs neither."""
+_LONGEST_WAIT: Final = 86400.0
 
 
 def add_commands(commands: Commands) -> None:
-    """Add ``exec``."""
+    """Add ``exec``, ``connect`` and ``forward``."""
     parser = command(
         commands, "exec", execute, "run a program that speaks AF_VSOCK", "alcove exec -- socat - VSOCK-CONNECT:16:5000"
     )
     parser.description = _EXEC
     parser.add_argument("program", metavar="PROGRAM")
     parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER)
+    example = "echo hello | alcove connect 16 5000 --wait 10"
+    parser = command(commands, "connect", connect, "connect standard input and output to an enclave's port", example)
+    parser.add_argument("enclave", metavar="CID", help="the enclave's CID, name or id")
+    parser.add_argument("port", metavar="PORT")
+    parser.add_argument(
+        "--wait", metavar="SECONDS", type=_seconds, default=0.0, help="try that long while the enclave boots"
+    )
+    parser = command(commands, "forward", forward, "let enclaves reach a server on AF_VSOCK", "alcove forward 8000")
+    parser.description = _FORWARD
+    parser.add_argument("port", metavar="PORT")
+    parser.add_argument("--cid", metavar="CID", help="where it listens; the loopback's 1 by default")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= _LONGEST_WAIT:
+        raise argparse.ArgumentTypeError(f"from 0 to {_LONGEST_WAIT:.0f}")
+    return value
 
 
 def execute(arguments: argparse.Namespace) -> NoReturn:
@@ -39,8 +67,63 @@ def execute(arguments: argparse.Namespace) -> NoReturn:
 
     paths = Paths.from_environment()
     registry.prepare(paths)
+    words = arguments.arguments
     program = shutil.which(arguments.program)
     if program is None:
         raise UsageError(f"there is no program `{arguments.program}`", hint="give its path, or look at PATH")
     variables = hostvsock.environment(paths.run, platform.machine(), os.environ)
-    os.execve(program, [arguments.program, *arguments.arguments], variables)  # noqa: S606 - what the user asked for
+    os.execve(program, [arguments.program, *words], variables)  # noqa: S606 - what the user asked for
+
+
+def connect(arguments: argparse.Namespace) -> None:
+    """``connect``: until both directions have ended, or the enclave hangs up."""
+    from alcove.hostvsock import stream  # noqa: PLC0415 - only this command needs it
+
+    paths, port = Paths.from_environment(), parse_number("port", arguments.port)
+    try:
+        opened = stream.persist(lambda: stream.connect(_socket_of(paths, arguments.enclave), port), arguments.wait)
+    except PermissionError:
+        raise MachineError(
+            f"only its owner may connect to the enclave `{arguments.enclave}`", hint="run this as whoever started it"
+        ) from None
+    except OSError:
+        raise MachineError(
+            f"the enclave `{arguments.enclave}` does not answer on port {port}",
+            hint="does the application listen there? while it boots, `--wait SECONDS` helps",
+        ) from None
+    try:
+        stream.attach(opened, 0, output.data)
+    except ConnectionResetError:
+        raise MachineError(f"the enclave `{arguments.enclave}` broke off the connection") from None
+
+
+def _socket_of(paths: Paths, wanted: str) -> Path:
+    """The hybrid socket of the enclave with that CID, id or name, in this order."""
+    running = registry.live(paths)
+    for key in ("cid", "enclave_id", "name"):
+        found = [record for record in running if str(getattr(record, key)) == wanted]
+        if len(found) == 1:
+            return paths.enclave(found[0].enclave_id).vsock
+    # not a UsageError: with --wait it may still come
+    raise MachineError(
+        f"no enclave has the CID, id or name `{wanted}`", code="E11", hint="`describe-enclaves` lists what is running"
+    )
+
+
+def forward(arguments: argparse.Namespace) -> None:
+    """``forward``: until a signal ends it."""
+    from alcove.hostvsock.forward import LOCAL_CID, check_loopback, serve, vsock_dial  # noqa: PLC0415
+
+    port = Port(parse_number("port", arguments.port))
+    if arguments.cid is None:
+        check_loopback()
+    cid = LOCAL_CID if arguments.cid is None else parse_number("cid", arguments.cid)
+    paths = Paths.from_environment()
+    registry.prepare(paths)
+    asyncio.run(
+        serve(
+            paths.port(port),
+            vsock_dial(cid, port),
+            on_listening=lambda: output.say(f"enclaves reach vsock CID {cid} port {port} on port {port}"),
+        )
+    )
