@@ -14,7 +14,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, mlkem, rsa
 
-from alcove.kms.errors import unsupported
+from alcove.kms.errors import KmsError, unsupported
 from alcove.kms.specs import KeySpec
 
 _DER = serialization.Encoding.DER
@@ -34,6 +34,27 @@ _MAKERS: Final[dict[str, Callable[[], Any]]] = {
     "ML_KEM_1024": mlkem.MLKEM1024PrivateKey.generate,
 }
 _SECRET_BYTES: Final = {"SYMMETRIC_DEFAULT": 32, "HMAC_224": 28, "HMAC_256": 32, "HMAC_384": 48, "HMAC_512": 64}
+_IMPORT_BYTES: Final = {  # §12, §15: the lengths that imported secrets may have
+    "SYMMETRIC_DEFAULT": (32, 32),
+    "HMAC_224": (28, 64),
+    "HMAC_256": (32, 64),
+    "HMAC_384": (48, 128),
+    "HMAC_512": (64, 128),
+}
+_CURVES: Final = {
+    "secp256r1": "ECC_NIST_P256",
+    "secp384r1": "ECC_NIST_P384",
+    "secp521r1": "ECC_NIST_P521",
+    "secp256k1": "ECC_SECG_P256K1",
+}
+_KINDS: Final[dict[type, str]] = {
+    ed25519.Ed25519PrivateKey: "ECC_NIST_EDWARDS25519",
+    mldsa.MLDSA44PrivateKey: "ML_DSA_44",
+    mldsa.MLDSA65PrivateKey: "ML_DSA_65",
+    mldsa.MLDSA87PrivateKey: "ML_DSA_87",
+    mlkem.MLKEM768PrivateKey: "ML_KEM_768",
+    mlkem.MLKEM1024PrivateKey: "ML_KEM_1024",
+}
 
 
 class KeyPending(Exception):  # noqa: N818 - not an error: the call goes on with the key
@@ -78,6 +99,35 @@ def make_pair(spec: str) -> bytes:
     except UnsupportedAlgorithm as error:
         raise unsupported(f"keys of spec {spec} cannot be made here") from error
     return bytes(key.private_bytes(_DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+
+
+def check_material(spec: str, material: bytes) -> None:
+    """Refuses imported material that is none of a key spec.
+
+    Raises:
+        KmsError: InvalidCiphertextException, as for everything else that is wrong with an import (§15).
+    """
+    wrong = KmsError("InvalidCiphertextException", because=f"the key material is none of {spec}")
+    if spec in _IMPORT_BYTES:
+        least, most = _IMPORT_BYTES[spec]
+        if not least <= len(material) <= most:
+            raise wrong
+        return
+    try:
+        key = serialization.load_der_private_key(material, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise wrong from None
+    if _spec_name(key) != spec:
+        raise wrong
+
+
+def _spec_name(key: Any) -> str:
+    """The name of the spec that a private key is of, or an empty one."""
+    if isinstance(key, rsa.RSAPrivateKey):
+        return f"RSA_{key.key_size}"
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return _CURVES.get(key.curve.name, "")
+    return next((name for kind, name in _KINDS.items() if isinstance(key, kind)), "")
 
 
 def private_key(material: bytes) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from alcove.kms.call import Call, Tools
 from alcove.kms.keys import Needs
-from alcove.kms.operations import admin, aliases, crypto, fitness, pairs, reencrypt, rotation, tags
+from alcove.kms.operations import admin, aliases, crypto, fitness, granting, imports, pairs, reencrypt, rotation, tags
 from alcove.kms.resolve import Source
 
 Handler = Callable[[Tools, Call], dict[str, Any]]
@@ -33,6 +33,7 @@ class Operation:
 _ENABLED, _WRITING = Needs.ENABLED, Needs.NOT_DELETING
 _KEY, _ID = Source.ANY_NAME, Source.ID
 _SIZED = (fitness.wrapping, crypto.check_data_key_size)
+_IMPORTING = (fitness.imported, fitness.not_deleting)
 _ROTATION = (fitness.rotating, fitness.generated, fitness.leading, fitness.enabled)
 _PAIR = (fitness.wrapping, fitness.pair_spec)
 
@@ -41,10 +42,14 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "CreateAlias": Operation(
         aliases.create_alias, Source.NEW_ALIAS, _WRITING, read_only=False, checks=(aliases.check_new_name,)
     ),
+    "CreateGrant": Operation(granting.create_grant, _ID, _ENABLED, read_only=False, checks=(granting.check_grant,)),
     "CreateKey": Operation(admin.create_key, Source.NONE, read_only=False),
     "Decapsulate": Operation(pairs.decapsulate, _KEY, _ENABLED, checks=(fitness.encapsulation,)),
     "Decrypt": Operation(crypto.decrypt, Source.BLOB, _ENABLED, checks=(fitness.decrypting,)),
     "DeleteAlias": Operation(aliases.delete_alias, Source.ALIAS, read_only=False),
+    "DeleteImportedKeyMaterial": Operation(
+        imports.delete_imported_key_material, _ID, read_only=False, checks=(fitness.imported,)
+    ),
     "DeriveSharedSecret": Operation(
         pairs.derive_shared_secret, _KEY, _ENABLED, checks=(fitness.agreement, pairs.check_peer_key)
     ),
@@ -67,14 +72,22 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GenerateRandom": Operation(crypto.generate_random, Source.NONE),
     "GetKeyPolicy": Operation(admin.get_key_policy, _ID),
     "GetKeyRotationStatus": Operation(rotation.get_key_rotation_status, _ID, checks=(rotation.check_status,)),
+    "GetParametersForImport": Operation(
+        imports.get_parameters_for_import, _ID, checks=(*_IMPORTING, imports.check_import)
+    ),
     "GetPublicKey": Operation(pairs.get_public_key, _KEY, _ENABLED, checks=(fitness.public,)),
+    "ImportKeyMaterial": Operation(imports.import_key_material, _ID, read_only=False, checks=_IMPORTING),
     "ListAliases": Operation(aliases.list_aliases, Source.PERHAPS),
+    "ListGrants": Operation(granting.list_grants, _ID),
     "ListKeyPolicies": Operation(admin.list_key_policies, _ID),
     "ListKeyRotations": Operation(rotation.list_key_rotations, _ID, checks=(fitness.rotating,)),
     "ListKeys": Operation(admin.list_keys, Source.NONE),
     "ListResourceTags": Operation(tags.list_resource_tags, _ID),
+    "ListRetirableGrants": Operation(granting.list_retirable_grants, Source.NONE),
     "PutKeyPolicy": Operation(admin.put_key_policy, _ID, read_only=False),
     "ReEncrypt": Operation(reencrypt.re_encrypt, Source.TWO_KEYS, _ENABLED, checks=(reencrypt.check_both,)),
+    "RetireGrant": Operation(granting.retire_grant, Source.GRANT, read_only=False),
+    "RevokeGrant": Operation(granting.revoke_grant, _ID, read_only=False, checks=(granting.check_known,)),
     "RotateKeyOnDemand": Operation(
         rotation.rotate_key_on_demand,
         _ID,
