@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,9 @@ def cheap_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rootfile, "SCRYPT", CHEAP)
 
 
-def place(directory: Path, passphrase: bytes = PASSPHRASE, **environment: str) -> RootPlace:
+def place(directory: Path, passphrase: bytes = PASSPHRASE, environment: Mapping[str, str] | None = None) -> RootPlace:
     """A place with an environment of its own."""
-    return RootPlace(directory / "root.key", Openers(lambda: passphrase, os.environ | environment))
+    return RootPlace(directory / "root.key", Openers(lambda: passphrase, {**os.environ, **(environment or {})}))
 
 
 def protected(root: RootKey) -> str:
@@ -109,7 +110,7 @@ def test_passphrases_have_bounds(passphrase: bytes) -> None:
 def test_a_container_has_it_in_its_environment(tmp_path: Path) -> None:
     """The variable is enough for a first start and every later one, and no file is made."""
     key = RootKey.generate()
-    there = place(tmp_path, **{VARIABLE: key.export().hex()})
+    there = place(tmp_path, environment={VARIABLE: key.export().hex()})
     for _ in range(2):
         with store_at(tmp_path, there) as store:
             assert store.fingerprint == key.fingerprint
@@ -127,9 +128,9 @@ def test_a_wrong_variable_opens_nothing(tmp_path: Path) -> None:
         pass
     (tmp_path / "root.key").rename(tmp_path / "kept")
     with pytest.raises(UsageError, match=f"{VARIABLE} is not the root key"):
-        open_store(f"{tmp_path}/kms.sqlite", place(tmp_path, **{VARIABLE: "ab" * 32}))
+        open_store(f"{tmp_path}/kms.sqlite", place(tmp_path, environment={VARIABLE: "ab" * 32}))
     with pytest.raises(UsageError, match=f"{VARIABLE} is not a root key"):
-        open_store(f"{tmp_path}/kms.sqlite", place(tmp_path, **{VARIABLE: "secret"}))
+        open_store(f"{tmp_path}/kms.sqlite", place(tmp_path, environment={VARIABLE: "secret"}))
     assert not (tmp_path / "root.key").exists()
 
 
@@ -146,13 +147,13 @@ def hsm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SoftHsm:
 
 def test_a_token_protects_the_file(tmp_path: Path, hsm: SoftHsm) -> None:
     """A store opens with the token and its PIN, and with nothing less."""
-    there = place(tmp_path, **hsm.environment)
+    there = place(tmp_path, environment=hsm.environment)
     made = rootchange.make(there, lambda root: rootfile.under_token(root, URI, hsm.environment))
     assert (there.kind, there.uri) == ("pkcs11", URI)
     with store_at(tmp_path, there) as store:
         assert store.fingerprint == made
     with pytest.raises(UsageError, match="needs a PIN"):
-        place(tmp_path, ALCOVE_PKCS11_MODULE=hsm.module).load()
+        place(tmp_path, environment={"ALCOVE_PKCS11_MODULE": hsm.module}).load()
     hsm.remove(label="kms")
     with pytest.raises(UsageError, match="no AES key"):
         there.load()
@@ -160,7 +161,7 @@ def test_a_token_protects_the_file(tmp_path: Path, hsm: SoftHsm) -> None:
 
 def test_another_key_of_the_token_does_not_open_it(tmp_path: Path, hsm: SoftHsm) -> None:
     """A file that names another key, and a key made anew under the old name, are told from a failing token."""
-    there = place(tmp_path, **hsm.environment)
+    there = place(tmp_path, environment=hsm.environment)
     rootchange.make(there, lambda root: rootfile.under_token(root, URI, hsm.environment))
     text = (tmp_path / "root.key").read_text()
     (tmp_path / "root.key").write_text(text.replace("object=kms", "object=other"))
@@ -187,7 +188,7 @@ def test_keys_that_do_not_fit(tmp_path: Path, hsm: SoftHsm, uri: str, why: str) 
 
 def test_a_root_key_moves_between_places(tmp_path: Path, hsm: SoftHsm) -> None:
     """Plain, passphrase, token and back: the same key each time, and the store opens at every stop."""
-    there = place(tmp_path, **hsm.environment)
+    there = place(tmp_path, environment=hsm.environment)
     with store_at(tmp_path, there) as store:
         first = store.fingerprint
     stops = (protected, lambda root: rootfile.under_token(root, URI, hsm.environment), rootfile.plain)
