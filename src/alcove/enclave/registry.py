@@ -6,6 +6,7 @@ a directory whose lock is free belongs to nobody and is removed by whoever meets
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -112,6 +113,9 @@ def _sweep(paths: Paths) -> None:
     for directory in paths.enclaves.glob(".dead-*"):  # a burial that may go on
         if not Path("/proc", directory.name.rpartition("-")[2]).exists():
             shutil.rmtree(directory, ignore_errors=True)
+    for link in paths.cids.iterdir():
+        if not link.exists():
+            link.unlink(missing_ok=True)
 
 
 def find(paths: Paths, *, enclave_id: str | None = None, name: str | None = None) -> Record:
@@ -147,6 +151,7 @@ def reserve(paths: Paths, enclave_id: str, decide: Callable[[list[Record]], Reco
     prepare(paths)
     with _exclusive(paths.run / "registry.lock"):
         record = decide(live(paths))
+        _sweep(paths)
         # made under a name that live() passes over, so that no directory is ever seen without its lock held
         new = EnclavePaths(paths.enclaves / f".{enclave_id}")
         try:
@@ -162,11 +167,18 @@ def reserve(paths: Paths, enclave_id: str, decide: Callable[[list[Record]], Reco
     return record, lock
 
 
+def release(paths: Paths, record: Record, lock: IO[bytes]) -> None:
+    """Give back what :func:`reserve` gave: the CID's link and the directory go, then the lock."""
+    link = paths.cids / str(record.cid)
+    with contextlib.suppress(OSError):
+        if link.readlink().name == record.enclave_id:
+            link.unlink()
+    shutil.rmtree(paths.enclave(record.enclave_id).directory, ignore_errors=True)
+    lock.close()
+
+
 def _link_cid(paths: Paths, record: Record) -> None:
-    """Point the CID to the enclave's directory; links of enclaves that are gone go too."""
-    for link in paths.cids.iterdir():
-        if not link.exists():
-            link.unlink(missing_ok=True)
+    """Point the CID to the enclave's directory."""
     link = paths.cids / str(record.cid)
     link.unlink(missing_ok=True)
     link.symlink_to(f"../{paths.enclaves.name}/{record.enclave_id}")

@@ -22,7 +22,7 @@ import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 from alcove.attestation.attester import Attester
 from alcove.devices.nsm.backend import NsmBackend
@@ -35,7 +35,7 @@ from alcove.enclave.console import Console
 from alcove.enclave.control import Command, ControlServer
 from alcove.enclave.ended import Cause, End
 from alcove.enclave.init_channel import InitChannel
-from alcove.enclave.paths import EnclavePaths, Paths
+from alcove.enclave.paths import Paths
 from alcove.enclave.record import Record
 from alcove.enclave.usage import tree_usage
 from alcove.errors import AlcoveError, MachineError, ProtocolError
@@ -224,13 +224,8 @@ class Supervisor:
             )
 
         record, lock = registry.reserve(self._paths, enclave_id, decide)
-        self._cleanups.callback(self._release, self._paths.enclave(enclave_id), lock)
+        self._cleanups.callback(registry.release, self._paths, record, lock)
         return record
-
-    @staticmethod
-    def _release(files: EnclavePaths, lock: IO[bytes]) -> None:
-        shutil.rmtree(files.directory, ignore_errors=True)
-        lock.close()
 
     def _start_devices(self, attester: Attester) -> None:
         record, files = self._record, self._files
