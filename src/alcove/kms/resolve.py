@@ -128,11 +128,8 @@ def _grant(tools: Tools, call: Call) -> Call:
 
 def _new_primary(tools: Tools, call: Call) -> Call:
     call = _BY_ID(tools, call)
-    region, key = call.params["PrimaryRegion"], call.the_key
-    other = tools.store.key(region, key.key_id)
-    if other is None:
-        raise no_such_key(key.key_id, replace(tools.realm, region=region))
-    return replace(call, other=other)
+    there = replace(tools, realm=replace(tools.realm, region=call.params["PrimaryRegion"]))
+    return replace(call, other=_existing(there, call, call.the_key.key_id))
 
 
 def ignores_ciphertext(call: Call) -> bool:

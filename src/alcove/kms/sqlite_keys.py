@@ -64,8 +64,9 @@ class KeyTables:
         return self._keys("key_id=? ORDER BY region", (key_id,))
 
     def due(self, now: float) -> list[Key]:
-        """Keys of which material has expired, or whose rotation is due."""
-        return self._keys("valid_to<=? OR next_rotation<=?", (now, now))
+        """Keys of which material has expired, whose rotation is due, or that wait for their replicas to go."""
+        waits = KeyState.PENDING_REPLICA_DELETION.value
+        return self._keys("valid_to<=? OR next_rotation<=? OR state=?", (now, now, waits))
 
     def save_material(self, key: Key, material: Material, secret: bytes | None) -> None:
         """Writes what is known of a material with its secret; without one, the secret is erased."""

@@ -121,7 +121,7 @@ class KeyStore(Protocol):
         ...
 
     def due(self, now: float) -> list[Key]:
-        """Keys of which material has expired, or whose rotation is due."""
+        """Keys of which material has expired, whose rotation is due, or that wait for their replicas to go."""
         ...
 
     def save_material(self, key: Key, material: Material, secret: bytes | None) -> None:

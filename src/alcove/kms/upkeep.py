@@ -21,9 +21,10 @@ ON_DEMAND: Final = "ON_DEMAND"
 def load(tools: Tools, key_id: str, now: float) -> Key | None:
     """The key as it is now; one whose window has passed is gone, whether it is purged yet or not."""
     key = tools.store.key(tools.realm.region, key_id)
-    if key is None or (key.deletion_date is not None and key.deletion_date <= now):
-        return None
-    return refresh(tools, key, now) if _is_due(key, now) else key
+    if key is not None and _is_due(key, now):
+        key = refresh(tools, key, now)
+    gone = key is not None and key.deletion_date is not None and key.deletion_date <= now
+    return None if gone else key
 
 
 def housekeeping(tools: Tools, now: float) -> None:
@@ -43,6 +44,8 @@ def refresh(tools: Tools, key: Key, now: float) -> Key:
             if material.present and material.valid_to is not None and material.valid_to <= now:
                 tools.store.save_material(current, replace(material, present=False, valid_to=None), None)
         current = settle(tools, current)
+        if current.state is KeyState.PENDING_REPLICA_DELETION:
+            _start_window(tools, current, now)
         if _rotates(current, now):
             _rotate_family(tools, current, now)
         return tools.store.key(key.region, key.key_id) or current
@@ -87,6 +90,16 @@ def _rotate_family(tools: Tools, key: Key, now: float) -> None:
             tools.store.save_key(replace(one, next_rotation=one.next_rotation + missed * period))
 
 
+def _start_window(tools: Tools, key: Key, now: float) -> None:
+    """A primary waits for its replicas; its own window starts when the last of them is gone."""
+    others = [one.deletion_date for one in tools.store.family(key.key_id) if one.region != key.region]
+    ends = [date for date in others if date is not None and date <= now]
+    if len(ends) == len(others):
+        date = max(ends, default=now) + (key.window_days or 0) * DAY
+        key = replace(key, state=KeyState.PENDING_DELETION, deletion_date=round(date, 3), window_days=None)
+        tools.store.save_key(key)
+
+
 def _rotates(key: Key, now: float) -> bool:
     """A replica follows its primary, and a key that is not enabled waits."""
     due = key.next_rotation is not None and key.next_rotation <= now
@@ -94,4 +107,5 @@ def _rotates(key: Key, now: float) -> bool:
 
 
 def _is_due(key: Key, now: float) -> bool:
-    return _rotates(key, now) or (key.valid_to is not None and key.valid_to <= now)
+    waits = key.state is KeyState.PENDING_REPLICA_DELETION
+    return waits or _rotates(key, now) or (key.valid_to is not None and key.valid_to <= now)

@@ -12,7 +12,19 @@ from typing import Any, Final
 
 from alcove.kms.call import Call, Tools
 from alcove.kms.keys import Needs
-from alcove.kms.operations import admin, aliases, crypto, fitness, granting, imports, pairs, reencrypt, rotation, tags
+from alcove.kms.operations import (
+    admin,
+    aliases,
+    crypto,
+    fitness,
+    granting,
+    imports,
+    pairs,
+    reencrypt,
+    regions,
+    rotation,
+    tags,
+)
 from alcove.kms.resolve import Source
 
 Handler = Callable[[Tools, Call], dict[str, Any]]
@@ -86,6 +98,12 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "ListRetirableGrants": Operation(granting.list_retirable_grants, Source.NONE),
     "PutKeyPolicy": Operation(admin.put_key_policy, _ID, read_only=False),
     "ReEncrypt": Operation(reencrypt.re_encrypt, Source.TWO_KEYS, _ENABLED, checks=(reencrypt.check_both,)),
+    "ReplicateKey": Operation(
+        regions.replicate_key,
+        _ID,
+        read_only=False,
+        checks=(regions.check_primary, fitness.enabled, regions.check_place),
+    ),
     "RetireGrant": Operation(granting.retire_grant, Source.GRANT, read_only=False),
     "RevokeGrant": Operation(granting.revoke_grant, _ID, read_only=False, checks=(granting.check_known,)),
     "RotateKeyOnDemand": Operation(
@@ -104,6 +122,13 @@ OPERATIONS: Final[dict[str, Operation]] = {
         aliases.update_alias, Source.MOVED_ALIAS, read_only=False, checks=(aliases.check_new_target,)
     ),
     "UpdateKeyDescription": Operation(admin.update_key_description, _ID, _WRITING, read_only=False),
+    "UpdatePrimaryRegion": Operation(
+        regions.update_primary_region,
+        Source.NEW_PRIMARY,
+        _ENABLED,
+        read_only=False,
+        checks=(regions.check_primary, regions.check_other),
+    ),
     "Verify": Operation(pairs.verify, _KEY, _ENABLED, checks=(fitness.signing,)),
     "VerifyMac": Operation(pairs.verify_mac, _KEY, _ENABLED, checks=(fitness.mac,)),
 }
