@@ -28,7 +28,7 @@ from alcove.attestation.attester import Attester
 from alcove.devices.nsm.backend import NsmBackend
 from alcove.devices.nsm.module import NsmModule
 from alcove.devices.vsock.backend import VsockBackend
-from alcove.enclave import allocator, ended, identity, isolation, registry
+from alcove.enclave import ended, identity, isolation, registry
 from alcove.enclave.clock import TIME_PORT, TimeService
 from alcove.enclave.config import RunRequest
 from alcove.enclave.console import Console
@@ -45,7 +45,6 @@ from alcove.machine.accelerator import choose_accelerator
 from alcove.machine.process import start
 from alcove.machine.qemu import Qemu, find_qemu
 from alcove.machine.spec import Accelerator, GuestMemory, MachineSpec
-from alcove.machine.threads import pin_vcpus
 from alcove.types import HEARTBEAT_PORT, Cid, Port
 
 _GIB: Final = 1024**3
@@ -149,8 +148,7 @@ class Supervisor:
         if self._console is not None:
             await self._console.start()
         await self._wait_for_heartbeat()
-        if self._pool.mode == "exclusive":
-            pin_vcpus(self._process.pid, self._record.cpu_ids)
+        isolation.pin(self._pool, self._process.pid, self._record.cpu_ids)
         shutil.rmtree(staging, ignore_errors=True)
         self._state = "RUNNING"
         self._started = datetime.now(UTC)
@@ -204,15 +202,8 @@ class Supervisor:
         self._pool = pool = isolation.pool_of(self._paths)
 
         def decide(others: list[Record]) -> Record:
-            memory_mib, self._memory = isolation.memory_of(pool, request.memory_mib)
-            allocation = allocator.allocate(
-                pool,
-                [other.allocation for other in others],
-                image_bytes=image.size,
-                memory_mib=memory_mib,
-                cpu_count=request.cpu_count,
-                cpu_ids=request.cpu_ids,
-            )
+            taken = [other.allocation for other in others]
+            allocation, self._memory = isolation.grant(pool, taken, request, image.size)
             return Record(
                 enclave_id=enclave_id,
                 name=registry.free_name(request.wanted_name, others),
