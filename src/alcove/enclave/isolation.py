@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from alcove.attestation.root_key import Kind
 from alcove.attestation.store import Store
 from alcove.enclave import landlock
-from alcove.enclave.allocator import Pool
+from alcove.enclave.allocator import Allocation, Pool, allocate
 from alcove.enclave.cgroup import Cgroups, GroupLimits
+from alcove.enclave.config import RunRequest
 from alcove.enclave.memory import plan_memory
 from alcove.enclave.paths import Paths
 from alcove.enclave.pool import load_pool
@@ -26,6 +28,7 @@ from alcove.machine.confinement import FIRST_UID, OTHER_THREADS, Confinement, kv
 from alcove.machine.doctor import Check
 from alcove.machine.process import jail_works
 from alcove.machine.spec import Accelerator, GuestMemory, MachineSpec
+from alcove.machine.threads import pin_vcpus
 
 _HUGE_PAGES: Final = Path("/sys/kernel/mm/hugepages")
 _OVERHEAD_MIB: Final[dict[Accelerator, int]] = {"kvm": 256, "tcg": 768}  # QEMU itself; TCG's code buffer has 256
@@ -38,15 +41,20 @@ def pool_of(paths: Paths) -> Pool:
     return load_pool(paths.config, obstacle=_exclusive_obstacle)
 
 
-def memory_of(pool: Pool, memory_mib: int) -> tuple[int, GuestMemory]:
-    """How much memory an enclave of this pool gets, and of what; errors as in `plan_memory`."""
-    exclusive = pool.mode == "exclusive"
-    return plan_memory(
-        memory_mib,
+def grant(
+    pool: Pool, taken: Sequence[Allocation], request: RunRequest, image_bytes: int
+) -> tuple[Allocation, GuestMemory]:
+    """What an enclave gets, and what its memory is made of; errors as in `allocate`, then as in `plan_memory`."""
+    ask = partial(allocate, pool, taken, image_bytes=image_bytes, cpu_count=request.cpu_count, cpu_ids=request.cpu_ids)
+    allocation, exclusive = ask(memory_mib=request.memory_mib), pool.mode == "exclusive"
+    memory_mib, memory = plan_memory(
+        request.memory_mib,
         exclusive=exclusive,
         huge_pages=free_huge_pages() if exclusive else {},
         lock_obstacle=lock_obstacle(),
     )
+    # whole pages may be more than was asked for, and have to fit too
+    return allocation if memory_mib == allocation.memory_mib else ask(memory_mib=memory_mib), memory
 
 
 def _exclusive_obstacle(memory_mib: int) -> str | None:
@@ -153,6 +161,19 @@ def forgo(paths: Paths, pool: Pool) -> None:
         write = [paths.run, paths.authority, *(() if groups.obstacle() else (groups.top,))]
         confine_files(write=write)
     drop_capabilities(keep)
+
+
+def pin(pool: Pool, process: int, cpus: Sequence[int]) -> None:
+    """In exclusive mode, bind each vCPU to its CPU, and give up the right to do it; errors as in `pin_vcpus`.
+
+    Args:
+        pool: Whose mode holds.
+        process: The machine, as started by `alcove.machine.process.start`, with its vCPUs running.
+        cpus: One for each vCPU.
+    """
+    if pool.mode == "exclusive":
+        pin_vcpus(process, cpus)
+        drop_capabilities({Capability.KILL})
 
 
 def pool_note(pool: Pool) -> str:

@@ -53,7 +53,7 @@ def _from_file(path: Path, machine: Topology, obstacle: Callable[[int], str | No
     wanted = raw.get("mode")
     if wanted not in (None, "shared", "exclusive"):
         raise invalid("mode", str(wanted), "it is `shared` or `exclusive`")
-    memory_mib = _number("memory_mib", raw.get("memory_mib"))
+    memory_mib = _number("memory_mib", raw["memory_mib"])
     if memory_mib > _memory_mib():
         raise invalid("memory_mib", str(memory_mib), f"this machine has {_memory_mib()} MiB")
     cpus = _listed(raw["cpu_pool"], machine) if "cpu_pool" in raw else _counted(raw["cpu_count"], machine)
@@ -72,6 +72,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict) or (unknown := set(raw) - _KEYS):
         what = f"unknown key {min(map(str, unknown))!r}" if isinstance(raw, dict) else "a mapping is needed"
         raise UsageError(f"`{path}` is not in the expected format: {what}", code="E17")
+    if "memory_mib" not in raw:
+        raise UsageError(f"`memory_mib` is missing in `{path}`", code="E01", hint="give it in MiB")
     if ("cpu_count" in raw) == ("cpu_pool" in raw):
         what = "exclude each other" if "cpu_pool" in raw else "are both missing"
         raise UsageError(f"`cpu_count` and `cpu_pool` {what}", code="E02", hint=f"keep one of them in {path}")
