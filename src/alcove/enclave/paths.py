@@ -47,6 +47,11 @@ class Paths:
         return self.state / "accelerator.json"
 
     @property
+    def qemu_proof(self) -> Path:
+        """Which QEMU was found good."""
+        return self.state / "qemu.json"
+
+    @property
     def authority(self) -> Path:
         """The certificate authority's directory."""
         return self.state / "ca"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -20,11 +22,12 @@ _TIMEOUT: Final = 20.0  # seconds for QEMU to print its version, on a busy machi
 _HINT: Final = "run alcove setup, which unpacks QEMU into the state directory"
 
 
-def find_qemu(tree: Path | None) -> Qemu:
+def find_qemu(tree: Path | None, cache: Path | None = None) -> Qemu:
     """The QEMU to use.
 
     Args:
         tree: Root of a tools tree, or None to look at the system only.
+        cache: File in the state directory that keeps what was found, as long as the binary is the same; or None.
 
     Raises:
         MachineError: There is none that will do.
@@ -35,9 +38,12 @@ def find_qemu(tree: Path | None) -> Qemu:
     if tree is not None and (tree / "usr/bin/qemu-system-x86_64").exists():
         candidates.append(_from_tree(tree))
     for candidate in candidates:
+        if known := _remembered(candidate, cache):
+            return _with_version(candidate, known)
         try:
             version = read_version(candidate)
             if version >= MIN_VERSION and not (missing := missing_devices(candidate)):
+                _remember(candidate, version, cache)
                 return _with_version(candidate, version)
         except MachineError as error:
             reasons.append(error.message)
@@ -46,6 +52,31 @@ def find_qemu(tree: Path | None) -> Qemu:
         reasons.append(f"{candidate.binary} {'.'.join(map(str, version))} {what}")
     why = "; ".join(reasons) or "none is installed and there is no tools tree"
     raise MachineError(f"no QEMU that can host an enclave: {why}", hint=_HINT)
+
+
+def _key(qemu: Qemu) -> list[object]:
+    """What changes when a binary is replaced; errors as in `Path.stat`."""
+    files = [qemu.binary, *([qemu.loader] if qemu.loader else [])]
+    return [[str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns] for path in files for stat in [path.stat()]]
+
+
+def _remembered(qemu: Qemu, cache: Path | None) -> tuple[int, int, int] | None:
+    """The version of a QEMU that was found good before."""
+    try:
+        kept = json.loads(cache.read_text()) if cache is not None else {}
+        major, minor, micro = map(int, kept["version"])
+        return (major, minor, micro) if kept["key"] == _key(qemu) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none, or not ours: look again
+
+
+def _remember(qemu: Qemu, version: tuple[int, int, int], cache: Path | None) -> None:
+    if cache is None:
+        return
+    fresh = cache.with_name(f".{cache.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):  # it only costs the next start some time
+        fresh.write_text(json.dumps({"key": _key(qemu), "version": version}))
+        fresh.replace(cache)
 
 
 def _system(binary: Path) -> Qemu:

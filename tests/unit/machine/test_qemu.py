@@ -51,6 +51,23 @@ def test_another_is_refused_with_its_reason(system: Path, version: str, devices:
     assert "alcove setup" in caught.value.hint
 
 
+def test_what_was_found_is_not_asked_again_until_it_changes(system: Path, tmp_path: Path) -> None:
+    """The same binary is not started for its version; another one is, and a cache of others' making is passed over."""
+    cache, ran = tmp_path / "qemu.json", tmp_path / "ran"
+    install(system, "10.2.0", f"echo >> {ran}")
+    assert find_qemu(None, cache) == find_qemu(None, cache)
+    asked = len(ran.read_text().splitlines())
+    find_qemu(None, cache)
+    assert len(ran.read_text().splitlines()) == asked
+    (system / "qemu-system-x86_64").unlink()
+    install(system, "10.10.3", HAS_DEVICES)
+    assert find_qemu(None, cache).version == (10, 10, 3)
+    for strange in ("", "[]", "{}", '{"key": 1, "version": 2}', '{"key": [], "version": [9, 9, 9]}'):
+        cache.write_text(strange)
+        assert find_qemu(None, cache).version == (10, 10, 3)
+    assert find_qemu(None, tmp_path / "none" / "qemu.json").version == (10, 10, 3)
+
+
 def test_no_qemu_at_all_is_said(system: Path) -> None:
     """Neither on PATH nor in the tree."""
     with pytest.raises(MachineError, match="none is installed"):
