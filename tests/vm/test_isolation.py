@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 
 from alcove.enclave import control
-from alcove.enclave.isolation import own_user_obstacle
+from alcove.enclave.isolation import free_huge_pages, own_user_obstacle
 from alcove.errors import MachineError
 from alcove.machine.argv import qemu_argv
 from alcove.machine.confinement import own_uid
@@ -395,10 +396,7 @@ def test_without_debug_mode_there_is_no_console_and_memory_goes_back(public: Any
         assert holders(inode) == {looked.qemu, looked.supervisor}
     finally:
         public.terminate(started)
-    deadline = time.monotonic() + PROMPTLY
-    while holders(inode) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert holders(inode) == set()
+    assert eventually(lambda: not holders(inode))
 
 
 def holders(inode: int) -> set[int]:
@@ -414,23 +412,70 @@ def holders(inode: int) -> set[int]:
     return found
 
 
-@root_only
-def test_locked_memory_is_locked(tmp_path: Path) -> None:
-    """The words that exclusive mode adds to QEMU's make all of the guest's memory resident and never swapped."""
-    spec = MachineSpec(
-        Path("/k"), Path("/i"), "", 1, 64, "tcg", Path("/n"), Path("/v"), console=False, memory=GuestMemory(locked=True)
-    )
+# exclusive memory, in a QEMU that waits before its first instruction
+
+
+@contextlib.contextmanager
+def waiting_qemu(memory: GuestMemory) -> Iterator[int]:
+    """QEMU with 64 MiB of this memory and without devices, started by root outside the jail."""
+    spec = MachineSpec(Path("/k"), Path("/i"), "", 1, 64, "tcg", Path("/n"), Path("/v"), console=False, memory=memory)
     qemu = find_qemu(Path(os.environ.get("ALCOVE_STATE", "/var/lib/alcove")) / "tools")
     words = qemu_argv(spec, qemu)
     words = [*words[: words.index("-kernel")], "-S", *words[words.index("-sandbox") :]]
     process = os.posix_spawn(words[0], words, {"PATH": os.defpath, **qemu.environment})
     try:
-        deadline = time.monotonic() + PROMPTLY
-        locked = 0
-        while locked < 64 * 1024 and time.monotonic() < deadline:
-            time.sleep(0.05)
-            locked = next(int(line.split()[1]) for line in status_lines(process) if line.startswith("VmLck"))
-        assert locked >= 64 * 1024  # KiB
+        yield process
     finally:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + PROMPTLY
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@root_only
+def test_locked_memory_is_locked() -> None:
+    """All of the guest's memory is resident and never swapped."""
+    with waiting_qemu(GuestMemory(locked=True)) as process:
+
+        def locked() -> bool:
+            return next(int(line.split()[1]) for line in status_lines(process) if line.startswith("VmLck")) >= 64 * 1024
+
+        assert eventually(locked)
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """Forty more huge pages than there were, for as long as the test lasts."""
+    reserved = Path("/proc/sys/vm/nr_hugepages")
+    before = int(reserved.read_text())
+    try:
+        reserved.write_text(str(before + 40))
+        if free_huge_pages().get(2, 0) < 32:
+            pytest.skip("this machine has no 64 MiB for huge pages of 2 MiB")
+        yield
+    except OSError as error:
+        pytest.skip(f"huge pages cannot be reserved: {error}")
+    finally:
+        with contextlib.suppress(OSError):
+            reserved.write_text(str(before))
+
+
+@root_only
+@pytest.mark.usefixtures("huge_pages")
+def test_memory_comes_from_huge_pages_and_goes_back() -> None:
+    """The guest's memory is mapped in pages of 2 MiB, which are reserved while QEMU lives and free afterwards."""
+    free = free_huge_pages()[2]
+    with waiting_qemu(GuestMemory(page_mib=2)) as process:
+
+        def mapped() -> bool:
+            blocks = Path(f"/proc/{process}/smaps").read_text().split("VmFlags")
+            return any("memory-backend-memfd" in block and "KernelPageSize:     2048 kB" in block for block in blocks)
+
+        assert eventually(mapped)
+        assert free_huge_pages()[2] <= free - 32
+    assert eventually(lambda: free_huge_pages()[2] == free)
