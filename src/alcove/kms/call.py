@@ -6,7 +6,7 @@ Core: records only.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from alcove.kms.keys import Key, Realm
 from alcove.kms.policy.document import PolicyDocument
 from alcove.kms.policy.principals import Caller
 from alcove.kms.store import Alias, Grant, KeyStore
+from alcove.kms.usage import Usages
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Tools:
     realm: Realm
     random: Callable[[int], bytes]
     regions: tuple[str, ...] = ()
+    usages: Usages = field(default_factory=Usages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ import contextlib
 import secrets
 import signal
 import socket
+import sqlite3
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 
@@ -34,6 +35,7 @@ DEFAULT_REGION: Final = "us-east-1"
 KEEP_ALIVE: Final = 65  # seconds; longer than botocore's 60 for an idle connection
 GRACE: Final = 5  # seconds that open requests get at the end
 PURGE_INTERVAL: Final = 3600.0
+USAGE_INTERVAL: Final = 60.0  # seconds for which last uses of keys are in memory alone
 BACKLOG: Final = 512
 
 
@@ -103,7 +105,12 @@ def serve(
         name = f"[{host}]" if ":" in host else host
         url = f"{'https' if context else 'http'}://{name}:{port}"
         server = _Server(_uvicorn(application, context), (lambda: ready(url)) if ready else (lambda: None))
-        asyncio.run(_run(server, listener, lambda: housekeeping(tools, config.clock().timestamp()), stop))
+        chores = (
+            _purge(lambda: housekeeping(tools, config.clock().timestamp())),
+            _save(lambda: tools.usages.save(tools.store)),
+        )
+        asyncio.run(_run(server, listener, chores, stop))
+        tools.usages.save(tools.store)
 
 
 def _tools(config: ServeConfig, store: SqliteStore) -> Tools:
@@ -187,7 +194,7 @@ class _Server(uvicorn.Server):
 
 
 async def _run(
-    server: _Server, listener: socket.socket, tidy: Callable[[], None], stop: threading.Event | None
+    server: _Server, listener: socket.socket, chores: Sequence[Coroutine[Any, Any, None]], stop: threading.Event | None
 ) -> None:
     loop = asyncio.get_running_loop()
 
@@ -197,19 +204,27 @@ async def _run(
     if stop is None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end)
-    housekeeping = asyncio.create_task(_purge(tidy))
+    working = [asyncio.create_task(chore) for chore in chores]
     watching = asyncio.create_task(_watch(stop, end)) if stop else None
     try:
         await server.serve(sockets=[listener])
     finally:
-        for task in filter(None, (housekeeping, watching)):
+        for task in filter(None, (*working, watching)):
             task.cancel()
 
 
 async def _purge(tidy: Callable[[], None]) -> None:
     while True:
-        tidy()
+        with contextlib.suppress(sqlite3.Error):  # a store that is busy now is not later
+            tidy()
         await asyncio.sleep(PURGE_INTERVAL)
+
+
+async def _save(usages: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(USAGE_INTERVAL)
+        with contextlib.suppress(sqlite3.Error):
+            usages()
 
 
 async def _watch(stop: threading.Event, end: Callable[[], None]) -> None:

@@ -38,6 +38,8 @@ from alcove.kms.operations.table import OPERATIONS, Operation
 from alcove.kms.policy.explain import denial
 from alcove.kms.record import Trail
 from alcove.kms.resolve import resolve
+from alcove.kms.store import Usage
+from alcove.kms.usage import TRACKED
 
 
 class Service:
@@ -136,7 +138,12 @@ class Service:
                 raise KmsError(
                     "DryRunOperationException", "The request would have succeeded, but the DryRun option is set."
                 )
-            return row.run(tools, call)  # 7
+            answer = row.run(tools, call)  # 7
+        if call.operation in TRACKED:
+            for key in filter(None, (call.key, call.other)):
+                used = Usage(key.region, key.key_id, call.operation, call.seconds, trail.event_id, trail.request_id)
+                tools.usages.note(used, tools.store)
+        return answer
 
     def _row(self, target: str) -> Operation:
         prefix, _, operation = target.partition(".")

@@ -1,14 +1,16 @@
-"""Aliases and grants in the tables of a SQLite store (kms.md §17, §18)."""
+"""Aliases, grants and last uses in the tables of a SQLite store (kms.md §17, §18, §21)."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import fields
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import astuple, fields
 from typing import Any, Final
 
 from alcove.kms.keys import Key
-from alcove.kms.store import Alias, Grant
+from alcove.kms.store import Alias, Grant, Usage
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS aliases (
@@ -21,6 +23,10 @@ CREATE TABLE IF NOT EXISTS grants (
   constraints TEXT NOT NULL, FOREIGN KEY (region, key_id) REFERENCES keys ON DELETE CASCADE) STRICT;
 CREATE INDEX IF NOT EXISTS grants_of_keys ON grants (region, key_id, grantee);
 CREATE INDEX IF NOT EXISTS grants_to_retire ON grants (retiring, region);
+CREATE TABLE IF NOT EXISTS usages (
+  region TEXT NOT NULL, key_id TEXT NOT NULL, operation TEXT NOT NULL, at REAL NOT NULL, event_id TEXT NOT NULL,
+  request_id TEXT NOT NULL, PRIMARY KEY (region, key_id),
+  FOREIGN KEY (region, key_id) REFERENCES keys ON DELETE CASCADE) STRICT;
 """
 _ALIAS: Final = tuple(field.name for field in fields(Alias))
 _GRANT: Final = tuple(field.name for field in fields(Grant))
@@ -30,6 +36,10 @@ class NameTables:
     """The part of a SQLite store that has what points to keys."""
 
     _database: sqlite3.Connection
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Of the whole store."""
+        raise NotImplementedError
 
     def save_alias(self, alias: Alias) -> None:
         """Adds an alias, or gives it another key."""
@@ -81,6 +91,21 @@ class NameTables:
         """How many grants a key has."""
         query = "SELECT count(*) FROM grants WHERE region=? AND key_id=?"
         return int(self._database.execute(query, (key.region, key.key_id)).fetchone()[0])
+
+    def save_usages(self, usages: Sequence[Usage]) -> None:
+        """Writes the last uses of keys; keys that are gone are left out."""
+        query = (
+            "INSERT OR REPLACE INTO usages SELECT ?1,?2,?3,?4,?5,?6 "
+            "WHERE EXISTS (SELECT 1 FROM keys WHERE region=?1 AND key_id=?2)"
+        )
+        with self.transaction():
+            self._database.executemany(query, [astuple(usage) for usage in usages])
+
+    def usage(self, region: str, key_id: str) -> Usage | None:
+        """The last use of a key that was saved."""
+        query = "SELECT region, key_id, operation, at, event_id, request_id FROM usages WHERE region=? AND key_id=?"
+        row = self._database.execute(query, (region, key_id)).fetchone()
+        return Usage(*row) if row else None
 
 
 def _grant(row: tuple[Any, ...]) -> Grant:

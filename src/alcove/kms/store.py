@@ -80,6 +80,18 @@ class Grant:
     constraints: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The last use of a key, with the ids under which the audit log and the answer have it."""
+
+    region: str
+    key_id: str
+    operation: str
+    at: float
+    event_id: str
+    request_id: str
+
+
 class KeyStore(Protocol):
     """One database. Everything that returns has happened durably."""
 
@@ -138,6 +150,14 @@ class KeyStore(Protocol):
 
     def material(self, key: Key, material_id: str) -> bytes | None:
         """Unwrapped key material."""
+        ...
+
+    def save_usages(self, usages: Sequence[Usage]) -> None:
+        """Writes the last uses of keys; keys that are gone are left out."""
+        ...
+
+    def usage(self, region: str, key_id: str) -> Usage | None:
+        """The last use of a key that was saved."""
         ...
 
     def purge(self, now: float) -> list[str]:

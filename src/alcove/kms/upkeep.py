@@ -34,6 +34,12 @@ def housekeeping(tools: Tools, now: float) -> None:
     tools.store.purge(now)
 
 
+def unused_days(tools: Tools, key: Key, now: float) -> int:
+    """Whole days since a key was used, or since it was made."""
+    last = tools.usages.last(key.region, key.key_id, tools.store)
+    return int(max(0.0, now - (last.at if last else key.created)) // DAY)
+
+
 def refresh(tools: Tools, key: Key, now: float) -> Key:
     """Erases material that has expired and rotates what is due; the key as it is then."""
     with tools.store.transaction():

@@ -477,3 +477,40 @@ def self_signed(directory: Path) -> tuple[Path, Path]:
     pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
     (directory / "key.pem").write_bytes(pem)
     return directory / "cert.pem", directory / "key.pem"
+
+
+def test_the_last_use_of_a_key(tmp_path: Path) -> None:
+    """Nothing at first; then operation and time, with the ids of the record; it outlives the service."""
+    with running(config(tmp_path)) as service:
+        key = service.admin.create_key()["KeyMetadata"]["KeyId"]
+        other = service.admin.create_key()["KeyMetadata"]["KeyId"]
+        before = service.admin.get_key_last_usage(KeyId=key)
+        assert before["KeyLastUsage"] == {}
+        assert before["TrackingStartDate"] == before["KeyCreationDate"]
+        with refused("AccessDeniedException"):
+            service.app.encrypt(KeyId=key, Plaintext=b"x")
+        assert service.admin.get_key_last_usage(KeyId=key)["KeyLastUsage"] == {}
+        sealed = service.admin.encrypt(KeyId=key, Plaintext=b"x")["CiphertextBlob"]
+        used = service.admin.get_key_last_usage(KeyId=key)["KeyLastUsage"]
+        record = next(r for r in reversed(service.records()) if r["eventName"] == "Encrypt")
+        assert used["Operation"] == "Encrypt"
+        assert (used["CloudTrailEventId"], used["KmsRequestId"]) == (record["eventID"], record["requestID"])
+        service.admin.re_encrypt(CiphertextBlob=sealed, DestinationKeyId=other)
+    with running(service.config) as again:
+        for name in (key, other):
+            assert again.admin.get_key_last_usage(KeyId=name)["KeyLastUsage"]["Operation"] == "ReEncrypt"
+
+
+def test_policies_see_how_long_a_key_was_idle(kms: RunningKms, key: str) -> None:
+    """kms:TrailingDaysWithoutKeyUsage keeps a key that is in use from being disabled."""
+    root = {"Effect": "Allow", "Principal": {"AWS": ROOT_ARN}, "Action": "kms:*", "Resource": "*"}
+    condition = {"NumericLessThan": {"kms:TrailingDaysWithoutKeyUsage": "30"}}
+    actions = ["kms:DisableKey", "kms:ScheduleKeyDeletion"]
+    deny = {"Effect": "Deny", "Principal": "*", "Action": actions, "Resource": "*", "Condition": condition}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [root, deny]})
+    kms.admin.put_key_policy(KeyId=key, Policy=policy)
+    for operation in (kms.admin.disable_key, kms.admin.schedule_key_deletion):
+        with refused("AccessDeniedException"):
+            operation(KeyId=key)
+    kms.admin.put_key_policy(KeyId=key, Policy=policy.replace('"30"', '"0"'))
+    kms.admin.disable_key(KeyId=key)

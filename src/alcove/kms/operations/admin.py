@@ -67,6 +67,28 @@ def describe_key(tools: Tools, call: Call) -> dict[str, Any]:
     return {"KeyMetadata": key.metadata(tools.realm, tools.store.family(key.key_id) if key.role else ())}
 
 
+def get_key_last_usage(tools: Tools, call: Call) -> dict[str, Any]:
+    """GetKeyLastUsage: since the key was made; empty when it was never used."""
+    key = call.the_key
+    last = tools.usages.last(key.region, key.key_id, tools.store)
+    used = (
+        {
+            "Operation": last.operation,
+            "Timestamp": last.at,
+            "CloudTrailEventId": last.event_id,
+            "KmsRequestId": last.request_id,
+        }
+        if last
+        else {}
+    )
+    return {
+        "KeyId": tools.realm.key_arn(key.key_id),
+        "KeyLastUsage": used,
+        "TrackingStartDate": key.created,
+        "KeyCreationDate": key.created,
+    }
+
+
 def _new_id(tools: Tools, *, several: bool) -> str:
     name = uuid.UUID(bytes=tools.random(16), version=4)
     return f"mrk-{name.hex}" if several else str(name)

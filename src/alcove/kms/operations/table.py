@@ -82,6 +82,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "GenerateMac": Operation(pairs.generate_mac, _KEY, _ENABLED, checks=(fitness.mac,)),
     "GenerateRandom": Operation(crypto.generate_random, Source.NONE),
+    "GetKeyLastUsage": Operation(admin.get_key_last_usage, _ID),
     "GetKeyPolicy": Operation(admin.get_key_policy, _ID),
     "GetKeyRotationStatus": Operation(rotation.get_key_rotation_status, _ID, checks=(rotation.check_status,)),
     "GetParametersForImport": Operation(
