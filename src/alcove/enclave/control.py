@@ -5,7 +5,6 @@ Everybody may describe; what more there is, only the enclave's owner and root ma
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import socket
@@ -13,9 +12,12 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from alcove.errors import MachineError
+
+if TYPE_CHECKING:
+    import asyncio
 
 ANSWER_SECONDS: Final = 3.0  # cli.md §2: an enclave process that takes longer counts as failed
 _MAX_LINE: Final = 1024
@@ -46,6 +48,8 @@ class ControlServer:
 
     async def start(self) -> None:
         """Bind the socket and begin to answer."""
+        import asyncio  # noqa: PLC0415 - slow to import, and those who only ask have no loop
+
         self._server = await asyncio.start_unix_server(self._client, path=self._path, limit=_MAX_LINE)
         self._path.chmod(0o666)
 
@@ -55,6 +59,8 @@ class ControlServer:
             self._server.close()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        import asyncio  # noqa: PLC0415
+
         try:
             line = await asyncio.wait_for(reader.readline(), ANSWER_SECONDS)
             answer = self._answer(line, _peer_uid(writer.get_extra_info("socket")))
