@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ import pytest
 from cryptography.hazmat.primitives import hashes, keywrap, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from tests.unit.kms.server_harness import ACCOUNT, RunningKms, config, refused, running
+
+from alcove.kms import rootchange
+from alcove.kms.rootplace import RootPlace
+from alcove.kms.sqlite_store import open_store
 
 ARN = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/"
 FOREVER = {"ExpirationModel": "KEY_MATERIAL_DOES_NOT_EXPIRE"}
@@ -300,3 +305,25 @@ def test_no_imported_secret_is_on_the_record(kms: RunningKms, key: str) -> None:
     record = next(r for r in reversed(kms.records()) if r["eventName"] == "ImportKeyMaterial")
     assert set(record["requestParameters"]) == {"keyId", "expirationModel"}
     assert record["readOnly"] is False
+
+
+def test_names_of_material_outlive_the_root_key(tmp_path: Path) -> None:
+    """After a new root key, erased material stays erased, the same comes back, and grant tokens are known."""
+    settings = config(tmp_path)
+    there, material = RootPlace.of(tmp_path / "secret" / "root.key"), os.urandom(32)
+    with running(settings) as service:
+        key = new_key(service)
+        put(service, key, material)
+        sealed = service.admin.encrypt(KeyId=key, Plaintext=b"x")["CiphertextBlob"]
+        token = service.admin.create_grant(KeyId=key, GranteePrincipal=service.app_user.arn, Operations=["Encrypt"])[
+            "GrantToken"
+        ]
+        service.admin.delete_imported_key_material(KeyId=key)
+    with contextlib.closing(open_store(settings.store, there, exclusive=True)) as store:
+        rootchange.rotate(store, there, None)
+    with running(settings) as service:
+        assert state(service, key) == "PendingImport"
+        with refused("IncorrectKeyMaterialException"):
+            put(service, key, os.urandom(32))
+        put(service, key, material)
+        assert service.admin.decrypt(CiphertextBlob=sealed, GrantTokens=[token])["Plaintext"] == b"x"

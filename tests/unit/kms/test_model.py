@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alcove.kms.errors import KmsError
-from alcove.kms.model import kms_model
+from alcove.kms.model import ALSO_ATTESTED, kms_model
 from alcove.kms.operations.table import OPERATIONS
 
 KEY_ID = "11111111-2222-3333-4444-555555555555"
@@ -140,3 +140,10 @@ def test_an_answer_leaves_out_what_is_not_there() -> None:
 def test_every_operation_of_the_table_is_in_the_model() -> None:
     """The table cannot name an operation that clients do not know."""
     assert set(OPERATIONS) <= kms_model().operations
+
+
+@pytest.mark.parametrize("operation", ALSO_ATTESTED)
+def test_some_operations_take_a_recipient_that_aws_gives_to_others(operation: str) -> None:
+    """Where the enclave is proven by an attestation document although nothing is sealed for it; Verify is not one."""
+    assert "Recipient" in kms_model().members(operation)
+    assert "Recipient" not in kms_model().members("Verify")
