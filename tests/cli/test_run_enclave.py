@@ -33,7 +33,7 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
     )
     left = {path.relative_to(directory / "run").as_posix() for path in (directory / "run").rglob("*")}
-    assert left <= {"registry.lock", "enclaves", "cids", "vsock"}  # the lock and the empty directories
+    assert left <= {"registry.lock", "enclaves", "cid", "vsock"}  # the lock and the empty directories
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     return done
