@@ -130,7 +130,7 @@ class Supervisor:
         self._cleanups.callback(os.close, held)
         self._cleanups.callback(shutil.rmtree, staging, ignore_errors=True)
         self._image = prepare_boot(Path(self._request.eif_path), staging)
-        qemu = find_qemu(self._paths.tools)
+        qemu = find_qemu(self._paths.tools, self._paths.qemu_proof)
         accelerator = self._accelerator(qemu)
         self._parent = identity.ParentSource(self._paths, _LOOK_SECONDS)
         parent = self._parent.load()
