@@ -17,13 +17,13 @@ from alcove.attestation.policy import GenuineOnly
 from alcove.attestation.verify import FORM_STEPS, ChainCache, Root, VerifiedAttestation, verify
 from alcove.errors import AttestationError
 from alcove.kms.errors import validation
+from alcove.kms.policy.catalogue import attestation_context
 from alcove.kms.recipient import load_recipient_key
 from alcove.kms.sigv4 import SignedRequest, signed_value
 
 MAX_AGE: Final = timedelta(seconds=300)  # §5.3
 HEADER: Final = "x-alcove-attestation-document"
 MAX_HEADER: Final = 32_768  # base64 of the 16,384 bytes that a payload may have, and what surrounds it
-_PREFIX = "kms:recipientattestation:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,7 @@ class Recipient:
     @property
     def context(self) -> dict[str, str]:
         """The condition keys of §6.2: lower-case hex under lower-case names."""
-        pcrs = self.attestation.document.pcrs
-        found = {f"{_PREFIX}pcr{index}": value.hex() for index, value in pcrs.items()}
-        return found | ({f"{_PREFIX}imagesha384": pcrs[0].hex()} if 0 in pcrs else {})
+        return attestation_context(self.attestation.document.pcrs)
 
 
 def header_recipient(request: SignedRequest) -> dict[str, Any] | None:
