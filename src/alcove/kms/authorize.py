@@ -96,7 +96,7 @@ def _replica(call: Call) -> dict[str, object]:
 
 
 def _in(tools: Tools, region: str) -> Tools:
-    return replace(tools, realm=replace(tools.realm, region=region))
+    return tools if region == tools.realm.region else replace(tools, realm=tools.realm.at(region))
 
 
 def _decide(tools: Tools, demand: Demand) -> tuple[Access, Decision]:

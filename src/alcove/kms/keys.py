@@ -45,6 +45,10 @@ class Realm:
     region: str
     partition: str = "aws"
 
+    def at(self, region: str) -> Realm:
+        """The same in another Region."""
+        return self if region == self.region else replace(self, region=region)
+
     def key_arn(self, key_id: str) -> str:
         """The ARN of a key."""
         return f"arn:{self.partition}:kms:{self.region}:{self.account}:key/{key_id}"
@@ -140,7 +144,7 @@ class Key:
     def _regions(self, realm: Realm, family: Sequence[Key]) -> dict[str, Any]:
         """MultiRegionConfiguration."""
         places = [
-            (key.role, {"Arn": replace(realm, region=key.region).key_arn(key.key_id), "Region": key.region})
+            (key.role, {"Arn": realm.at(key.region).key_arn(key.key_id), "Region": key.region})
             for key in family or (self,)
         ]
         return {

@@ -6,7 +6,7 @@ Core: what became known of a call in; a JSON object out. Plaintext, ciphertext a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -48,7 +48,7 @@ class Trail:
     def note_keys(self, realm: Realm, call: Call) -> None:
         """The keys of a call, the source before the destination, and its grant."""
         keys = dict.fromkeys((key.region, key.key_id) for key in (call.key, call.other) if key)
-        self.key_arns = tuple(replace(realm, region=region).key_arn(key_id) for region, key_id in keys)
+        self.key_arns = tuple(realm.at(region).key_arn(key_id) for region, key_id in keys)
         self.grant_id = call.grant.grant_id if call.grant else None
 
     def record(self, realm: Realm) -> dict[str, Any]:

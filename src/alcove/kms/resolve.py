@@ -128,7 +128,7 @@ def _grant(tools: Tools, call: Call) -> Call:
 
 def _new_primary(tools: Tools, call: Call) -> Call:
     call = _BY_ID(tools, call)
-    there = replace(tools, realm=replace(tools.realm, region=call.params["PrimaryRegion"]))
+    there = replace(tools, realm=tools.realm.at(call.params["PrimaryRegion"]))
     return replace(call, other=_existing(there, call, call.the_key.key_id))
 
 

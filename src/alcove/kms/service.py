@@ -128,10 +128,11 @@ class Service:
             call = resolve(row.source, tools, call)  # 2
             trail.note_keys(tools.realm, call)
             trail.recipient = self._recipient(request, call)  # 3
-            call = replace(call, recipient=trail.recipient)
+            if trail.recipient:
+                call = replace(call, recipient=trail.recipient)
             self._authorize(tools, call, trail)  # 4
             for key in filter(None, (call.key, call.other)):
-                check_state(key, row.needs, replace(tools.realm, region=key.region).key_arn(key.key_id))  # 5
+                check_state(key, row.needs, tools.realm.at(key.region).key_arn(key.key_id))  # 5
             for check in row.checks:
                 check(tools, call)
             if params.get("DryRun"):  # 6

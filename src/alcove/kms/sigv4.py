@@ -123,7 +123,7 @@ def authenticate(
 
 def region_of(request: SignedRequest) -> str:
     """The Region that an authenticated request is signed for."""
-    return _authorization(request)[0].region
+    return (request.value("authorization") or "").split("/", 3)[2]  # its form was checked
 
 
 def signed_value(request: SignedRequest, name: str) -> str | None:

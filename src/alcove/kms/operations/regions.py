@@ -82,4 +82,4 @@ def _copy_material(tools: Tools, primary: Key, replica: Key) -> None:
 
 
 def _in(tools: Tools, region: str) -> Tools:
-    return replace(tools, realm=replace(tools.realm, region=region))
+    return replace(tools, realm=tools.realm.at(region))
