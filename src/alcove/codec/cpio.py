@@ -30,11 +30,14 @@ _TRAILER: Final = b"TRAILER!!!"
 _BLOCK: Final = 512
 
 
-def _nothing() -> Iterable[bytes]:
+Chunk = bytes | memoryview
+
+
+def _nothing() -> Iterable[Chunk]:
     return ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would take most of the time that making an entry takes
 class Entry:
     """One member of an archive.
 
@@ -56,7 +59,7 @@ class Entry:
     mtime: int = DEFAULT_TIME
     size: int = 0
     rdev: tuple[int, int] = (0, 0)
-    data: Callable[[], Iterable[bytes]] = _nothing
+    data: Callable[[], Iterable[Chunk]] = _nothing
 
     def __post_init__(self) -> None:
         major, minor = self.rdev
@@ -94,7 +97,7 @@ def symlink(name: bytes, target: bytes, mode: int, *, uid: int = 0, gid: int = 0
     return Entry(name, stat.S_IFLNK | mode, uid, gid, mtime, len(target), data=lambda: (target,))
 
 
-def archive(entries: Iterable[Entry]) -> Iterator[bytes]:
+def archive(entries: Iterable[Entry]) -> Iterator[Chunk]:
     """The archive of `entries`, in their order.
 
     Raises:
@@ -134,7 +137,7 @@ def _head(entry: Entry, inode: int) -> bytes:
     return head.ljust(_padded(_HEADER_SIZE + length), b"\0")
 
 
-def _content(entry: Entry) -> Iterator[bytes]:
+def _content(entry: Entry) -> Iterator[Chunk]:
     left = entry.size
     for chunk in entry.data():
         left -= len(chunk)

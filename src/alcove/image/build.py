@@ -27,6 +27,7 @@ from alcove.errors import ImageFormatError, InputError, UsageError
 from alcove.image.blobs import Blobs
 from alcove.image.builder import NewHeader, NewSection, file_chunks, write_eif
 from alcove.image.format import ARCHITECTURES, SectionType
+from alcove.image.lanes import Chunk
 from alcove.image.metadata import (
     MAX_CUSTOM,
     UNKNOWN,
@@ -143,9 +144,9 @@ def _assemble(
     add_init_layer(flattened.root)
     blobs, files, root = request.blobs, process.files(), flattened.root
     boot = list(boot_entries(blobs.read_init(), blobs.read_modules()))
-    application = cpio.archive(application_entries(root, files, flattened.read))
+    application = cpio.archive(application_entries(root, files, flattened.lend))
     if on_bytes is not None:  # foretelling the size takes a walk through the tree
-        size = cpio.archive_size(application_entries(root, files, flattened.read))
+        size = cpio.archive_size(application_entries(root, files, flattened.lend))
         application = _counted(application, "writing the image", size, on_bytes)
     sections = (
         NewSection(SectionType.KERNEL, file_chunks(blobs.kernel)),
@@ -170,7 +171,7 @@ def _process(request: BuildRequest, image: ContainerImage, flattened: Flattened,
     return process
 
 
-def _counted(chunks: Iterable[bytes], stage: str, total: int, on_bytes: OnBytes) -> Iterator[bytes]:
+def _counted(chunks: Iterable[Chunk], stage: str, total: int, on_bytes: OnBytes) -> Iterator[Chunk]:
     done = 0
     for chunk in chunks:
         yield chunk

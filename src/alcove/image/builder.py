@@ -31,7 +31,7 @@ from alcove.image.format import (
     SectionHeader,
     SectionType,
 )
-from alcove.image.lanes import Piece, gathered, hash_pieces
+from alcove.image.lanes import Chunk, Piece, gathered, hash_pieces
 from alcove.image.measure import Measurer, crc32, crc32_joined
 from alcove.types import Digest384
 
@@ -41,10 +41,13 @@ _WRITE_BACK: Final = 64 << 20  # bytes that are given to the disk at a time
 
 @dataclass(frozen=True, slots=True)
 class NewSection:
-    """A section to write: its data in chunks, of any total length."""
+    """A section to write: its data in chunks, of any total length.
+
+    A chunk is used until `WINDOW` more have been taken, and not changed.
+    """
 
     type: SectionType
-    data: Iterable[bytes]
+    data: Iterable[Chunk]
     flags: int = 0
 
 

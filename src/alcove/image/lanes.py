@@ -21,23 +21,27 @@ Piece = tuple[Feeds, Chunk]  # a chunk and the hashes that it goes into: one for
 PIECE: Final = 1 << 20  # bytes: large against a thread's switch, small against the processor's last cache
 WINDOW: Final = 8  # pieces that may be in use at once
 _READ_AHEAD: Final = 4  # pieces that the lane ahead keeps for itself, so that the other never waits for a fetch
-_COPIED: Final = PIECE // 4  # smaller chunks are gathered: a copy is cheaper than a piece of their own
+COPIED: Final = PIECE // 4  # smaller chunks are gathered: a copy is cheaper than a piece of their own
 
 
 def buffers() -> Iterator[memoryview]:
     """Buffers of `PIECE` bytes, each given again when `WINDOW` more have been: its piece is out of use by then."""
-    return cycle([memoryview(bytearray(PIECE)) for _ in range(WINDOW)])
+    made = []
+    for _ in range(WINDOW):
+        made.append(memoryview(bytearray(PIECE)))  # when it is needed: a small image does without most
+        yield made[-1]
+    yield from cycle(made)
 
 
-def gathered(chunks: Iterable[bytes]) -> Iterator[Chunk]:
+def gathered(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """The same bytes with small chunks put together; what is yielded holds until `WINDOW` more have been."""
     room = buffers()
     buffer, used = next(room), 0
     for chunk in chunks:
-        if used and (len(chunk) >= _COPIED or len(chunk) > PIECE - used):
+        if used and (len(chunk) >= COPIED or len(chunk) > PIECE - used):
             yield buffer[:used]
             buffer, used = next(room), 0
-        if len(chunk) >= _COPIED:
+        if len(chunk) >= COPIED:
             yield chunk
         else:
             buffer[used : used + len(chunk)] = chunk

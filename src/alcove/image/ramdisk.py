@@ -70,7 +70,7 @@ def add_init_layer(root: Node) -> None:
 
 
 def application_entries(
-    root: Node, files: Mapping[bytes, bytes], read: Callable[[Data], Iterable[bytes]]
+    root: Node, files: Mapping[bytes, bytes], read: Callable[[Data], Iterable[cpio.Chunk]]
 ) -> Iterator[Entry]:
     """The application ramdisk (eif.md §7.3) of a container's tree, init layer included.
 
@@ -96,7 +96,7 @@ def application_entries(
     yield from (cpio.file(name, content) for name, content in files.items())
 
 
-def _exported(name: bytes, node: Node, read: Callable[[Data], Iterable[bytes]]) -> Entry:
+def _exported(name: bytes, node: Node, read: Callable[[Data], Iterable[cpio.Chunk]]) -> Entry:
     """An entry of the exported container, with linuxkit's changes to some names."""
     path = PREFIX + name
     mtime = DEFAULT_TIME if name in _REQUIRED else node.mtime

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import os
 import tarfile
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from alcove.errors import ImageFormatError
+from alcove.image.lanes import COPIED, PIECE, WINDOW, Chunk, gathered
 from alcove.image.sources import oci
 from alcove.image.sources.container import silent
 from alcove.image.sources.fetch import ContainerSource
@@ -85,7 +88,7 @@ def test_nobody_looks_into_a_layer_whose_digest_is_wrong(make_layout: MakeLayout
     break_blob(image, 3)
     used: list[int] = []
     with pytest.raises(ImageFormatError, match=image.layers[3].digest):
-        use_layers(image.layers, tmp_path, Limits(), silent, lambda index, _: used.append(index))
+        use_layers(image.layers, tmp_path, Limits(), silent, lambda index, *_: used.append(index))
     assert {0, 1, 2} <= set(used) <= {0, 1, 2, 4, 5}
     assert len(used) == len(set(used))
 
@@ -128,12 +131,25 @@ def test_nobody_works_on_for_who_gave_up(make_layout: MakeLayout, tmp_path: Path
     before = set(threading.enumerate())
     image = oci.load_layout(make_layout(*(layer(f"file-{n}", bytes(9_000_000)) for n in range(6))))
 
-    def interrupted(_index: int, _spool: Path) -> None:
+    def interrupted(_index: int, _spool: Path, _check: Callable[[], None]) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         use_layers(image.layers, tmp_path, Limits(), silent, interrupted)
     assert set(threading.enumerate()) == before
+
+
+def test_an_error_stops_a_layer_that_is_looked_into(make_layout: MakeLayout, tmp_path: Path) -> None:
+    """Who looks into a layer asks whether anybody waits for it, and is stopped when a lower layer is broken."""
+    image = oci.load_layout(make_layout(layer("a", bytes(20_000_000)), layer("b", b"b")))
+    break_blob(image, 0)
+
+    def patient(_index: int, _spool: Path, check: Callable[[], None]) -> None:
+        while True:
+            check()
+
+    with pytest.raises(ImageFormatError, match=image.layers[0].digest):
+        use_layers(image.layers, tmp_path, Limits(), silent, patient)
 
 
 def test_a_local_layout_is_not_copied(make_layout: MakeLayout, tmp_path: Path) -> None:
@@ -154,3 +170,22 @@ def test_a_layer_that_is_a_pipe_is_missing(make_layout: MakeLayout, tmp_path: Pa
     os.mkfifo(path)
     with pytest.raises(ImageFormatError, match="is missing"):
         oci.flatten(image, tmp_path)
+
+
+def test_what_is_lent_holds_while_it_is_hashed(make_layout: MakeLayout, tmp_path: Path) -> None:
+    """Memory is used again for files of every size, and never for a piece that one of the two hashes may be at."""
+    sizes = [3 * PIECE, *[100_000] * 30, 2 * PIECE + 7, *[COPIED, COPIED - 1] * 9, 12 * PIECE, *[300_000] * 12, 5] * 2
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for number, size in enumerate(sizes):
+            info = tarfile.TarInfo(f"{number:04}")
+            info.size = size
+            archive.addfile(info, io.BytesIO(os.urandom(size)))
+    flattened = oci.flatten(oci.load_layout(make_layout(out.getvalue())), tmp_path)
+    found = [node.data for _, node in walk(flattened.root) if node.data]
+    whole, in_use = hashlib.sha256(), deque[tuple[Chunk, bytes]](maxlen=WINDOW - 1)
+    for piece in gathered(chunk for data in found for chunk in flattened.lend(data)):
+        assert all(used == before for used, before in in_use)
+        in_use.append((piece, bytes(piece)))
+        whole.update(piece)
+    assert whole.digest() == hashlib.sha256(b"".join(b"".join(flattened.read(data)) for data in found)).digest()

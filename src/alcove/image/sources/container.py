@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from alcove.errors import ImageFormatError
+from alcove.image.lanes import COPIED, PIECE, Chunk, buffers
 from alcove.image.sources.limits import Limits
 from alcove.image.sources.sparse import expanded
 from alcove.image.sources.tree import Data, Node
@@ -18,7 +20,6 @@ ARCHITECTURES: Final = {theirs: ours for ours, theirs in PLATFORMS.items()}
 
 OnBytes = Callable[[str, int, int | None], None]  # stage, bytes done, bytes there are when that is known
 
-_CHUNK: Final = 1 << 20
 _OPEN_FILES: Final = 64  # a process may have 1024
 
 
@@ -69,6 +70,7 @@ class Flattened:
         self._spools = spools
         self._flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags
         self._descriptors: dict[int, int] = {}
+        self._buffers = buffers()
         weakref.finalize(self, _close, self._descriptors)
 
     def read(self, data: Data) -> Iterator[bytes]:
@@ -77,28 +79,59 @@ class Flattened:
         Raises:
             ImageFormatError: When it can no longer be read.
         """
-        if data.pieces is None:
-            yield from self._stored(data.spool, data.offset, data.size)
-            return
+        return map(bytes, self._content(data, repeat(memoryview(bytearray(min(data.size, PIECE))))))
+
+    def lend(self, data: Data) -> Iterable[Chunk]:
+        """As `read`, but large chunks are in memory that is used again.
+
+        A chunk of `COPIED` bytes or more holds until `WINDOW` more such have been given, of this file or another;
+        smaller ones, which `gathered` copies, hold for ever. New memory for each would cost as much as the copy into
+        it, for the kernel clears its pages.
+        """
+        return self._content(data, self._buffers)
+
+    def _content(self, data: Data, room: Iterator[memoryview]) -> Iterable[Chunk]:
+        if data.pieces is not None:
+            return self._expanded(data, room)
+        if data.size < COPIED:
+            return (self._small(data.spool, data.offset, data.size),)
+        return self._stored(data.spool, data.offset, data.size, room)
+
+    def _expanded(self, data: Data, room: Iterator[memoryview]) -> Iterator[Chunk]:
+        """A sparse file with its holes."""
         offset = data.offset
-        for is_stored, size in expanded(data.pieces, data.size):
+        for is_stored, size in expanded(data.pieces or (), data.size):
             if is_stored:
-                yield from self._stored(data.spool, offset, size)
+                yield from self._stored(data.spool, offset, size, room)
                 offset += size
             else:
                 yield from _zeros(size)
 
-    def _stored(self, spool: int, offset: int, size: int) -> Iterator[bytes]:
-        while size:
+    def _stored(self, spool: int, offset: int, size: int, room: Iterator[memoryview]) -> Iterator[Chunk]:
+        while size >= COPIED:
+            buffer = next(room)[:size]
+            self._fill(buffer, spool, offset)
+            yield buffer
+            offset += len(buffer)
+            size -= len(buffer)
+        if size:
+            yield self._small(spool, offset, size)
+
+    def _small(self, spool: int, offset: int, size: int) -> bytes:
+        buffer = bytearray(size)
+        self._fill(memoryview(buffer), spool, offset)
+        return bytes(buffer)
+
+    def _fill(self, buffer: memoryview, spool: int, offset: int) -> None:
+        while buffer:
             try:
-                chunk = os.pread(self._descriptor(spool), min(size, _CHUNK), offset)
+                count = os.preadv(self._descriptor(spool), [buffer], offset)
             except OSError as error:
                 raise self._unreadable(spool, str(error.strerror)) from None
-            if not chunk:
+            if not count:
                 raise self._unreadable(spool, "it became shorter")
-            yield chunk
-            offset += len(chunk)
-            size -= len(chunk)
+            buffer = buffer[count:]
+            offset += count
 
     def _descriptor(self, spool: int) -> int:
         descriptor = self._descriptors.get(spool)
@@ -119,7 +152,7 @@ def _close(descriptors: dict[int, int]) -> None:
 
 
 def _zeros(size: int) -> Iterator[bytes]:
-    block = bytes(min(size, _CHUNK))
+    block = bytes(min(size, PIECE))
     while size:
         yield block[:size]
-        size -= min(size, _CHUNK)
+        size -= min(size, PIECE)

@@ -29,10 +29,15 @@ from alcove.image.sources.limits import Limits
 STAGE: Final = "reading the layers"
 _AT_ONCE: Final = 4  # layers that are made ready at the same time, at a few chunks of memory each
 _CHUNK: Final = 1 << 20
+_PLAIN_CHUNK: Final = 2 << 20  # after each, a thread may have to wait for one that runs Python
 _COMPRESSED_CHUNK: Final = 1 << 17  # zlib gives back what it did not use of it, as a copy
 _DIGEST: Final = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
 _GZIP: Final = b"\x1f\x8b"  # RFC 1952 §2.3.1
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"  # RFC 8878 §3.1.1
+
+
+# Takes a layer's number, 0 is the lowest, its tar file, and what to call now and then: it raises when nobody waits.
+Use = Callable[[int, Path, Callable[[], None]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +101,12 @@ class _Work:
         self._on_bytes = on_bytes
         self._lock = threading.Lock()
 
-    def advance(self, count: int) -> None:
+    def check(self) -> None:
         if self.stopped.is_set():
             raise _StoppedError
+
+    def advance(self, count: int) -> None:
+        self.check()
         with self._lock:
             self._done += count
             self._on_bytes(STAGE, self._done, self._total)
@@ -118,16 +126,14 @@ class _Blob:
 
     def check(self) -> None:
         """Hash the rest, and compare."""
-        buffer = memoryview(bytearray(_CHUNK))  # one for all of it: fresh memory costs as much as the copy into it
+        buffer = memoryview(bytearray(_PLAIN_CHUNK))  # new memory costs as much as a copy
         while count := self._file.readinto(buffer):  # type: ignore[attr-defined]  # a raw file has it
             self._checksum.update(buffer[:count])
             self._work.advance(count)
         self._checksum.check()
 
 
-def use_layers(
-    layers: Sequence[Layer], directory: Path, limits: Limits, on_bytes: OnBytes, use: Callable[[int, Path], None]
-) -> None:
+def use_layers(layers: Sequence[Layer], directory: Path, limits: Limits, on_bytes: OnBytes, use: Use) -> None:
     """Make layers ready, several at a time, and call `use` with each as a plain tar file, in the order they get ready.
 
     Of several layers that are broken, or that `use` refuses, the lowest is told. No thread is left at the end.
@@ -137,36 +143,41 @@ def use_layers(
         directory: Where spool files go.
         limits: What a layer may unpack to.
         on_bytes: Progress, over the bytes of the blobs; called from any thread, one at a time.
-        use: Takes a layer's number, 0 is the lowest, and its tar file; called from this thread.
+        use: Called from any thread, one at a time: that which made the layer ready goes on with it, so that there are
+            no more threads than cores, and the next layer is hashed meanwhile.
 
     Raises:
         ImageFormatError: When a digest is wrong, a layer is too large or its compression is broken.
         MachineError: When the program zstd is needed and missing, or the disk is full.
     """
     work = _Work(limits, sum(_size(layer.path) for layer in layers), on_bytes)
+    using = threading.Lock()
+
+    def make(index: int) -> None:
+        spool = _ready(layers[index], directory / f"layer-{index}.tar", work)
+        with using:
+            use(index, spool, work.check)
+
     with ThreadPoolExecutor(min(_AT_ONCE, len(os.sched_getaffinity(0)))) as pool:
         largest_first = sorted(range(len(layers)), key=lambda index: -_size(layers[index].path))
-        futures = {
-            pool.submit(_ready, layers[index], directory / f"layer-{index}.tar", work): index for index in largest_first
-        }
         try:
-            _use_each(futures, use)
+            _wait({pool.submit(make, index): index for index in largest_first})
         finally:
             work.stopped.set()
             pool.shutdown(cancel_futures=True)
 
 
-def _use_each(futures: dict[Future[Path], int], use: Callable[[int, Path], None]) -> None:
-    """Use what is ready; after a failure, only what is below it, for that may hold the one to tell."""
+def _wait(futures: dict[Future[None], int]) -> None:
+    """Wait for all layers, or, after a failure, for those below it: one of them may have the failure to tell."""
     failure: AlcoveError | None = None
     left, end = set(futures.values()), len(futures)
     for future in as_completed(futures):
         index = futures[future]
         left.remove(index)
-        if index < end:
-            try:
-                use(index, future.result())
-            except AlcoveError as error:
+        try:
+            future.result()
+        except AlcoveError as error:
+            if index < end:
                 failure, end = error, index
         if failure is not None and (not left or min(left) > end):
             raise failure

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,9 @@ MAX_LAYERS: Final = 512  # ours; Docker stops at 127
 MAX_INDEXES: Final = 4  # ours: indexes within each other
 
 _NAMES: Final = ("org.opencontainers.image.ref.name", "io.containerd.image.name")  # annotations.md; containerd
+# Bytes that are read at a time to get at headers. Most files are small, so that several headers are in one piece; and
+# a thread that often calls the kernel keeps those that want the interpreter's lock from getting it.
+_HEADERS: Final = 1 << 16
 _WHITEOUT: Final = b".wh."  # layer.md "Whiteouts"
 _META: Final = b".wh..wh."
 _OPAQUE: Final = b".wh..wh..opq"
@@ -186,28 +189,29 @@ class _Stack:
         self._trees: dict[int, Node | None] = {}  # those that wait for a lower one; None has still to be made
         self._next = 0
 
-    def add(self, index: int, spool: Path) -> None:
-        """Take a layer that is ready, and lay what can be laid."""
+    def add(self, index: int, spool: Path, check: Callable[[], None]) -> None:
+        """Take a layer that is ready, and lay what can be laid; `check` is called now and then."""
         self.spools[index] = spool
-        self._trees[index] = self._tree_by_itself(index) if index != self._next else None
+        self._trees[index] = self._tree_by_itself(index, check) if index != self._next else None
         while self._next in self._trees:
-            tree = self._trees.pop(self._next) or self._tree(self._next, self.root)
+            tree = self._trees.pop(self._next) or self._tree(self._next, self.root, check)
             overlay(self.root, tree)
             self._next += 1
 
-    def _tree_by_itself(self, index: int) -> Node | None:
+    def _tree_by_itself(self, index: int, check: Callable[[], None]) -> Node | None:
         left = self._budget.left
         try:
-            return self._tree(index, None)
+            return self._tree(index, None, check)
         except _NeedsBelowError:
             self._budget.left = left
             return None
 
-    def _tree(self, index: int, below: Node | None) -> Node:
+    def _tree(self, index: int, below: Node | None, check: Callable[[], None]) -> Node:
         layer = _LayerTree(index, below, self._budget)
-        with self.spools[index].open("rb", buffering=0) as file:  # headers are far apart: a buffer would be in vain
+        with self.spools[index].open("rb", _HEADERS) as file:
             size = unpacked = os.fstat(file.fileno()).st_size
             for member in members(file, size):
+                check()
                 unpacked += member.size - member.stored
                 if unpacked > self.limits.layer:
                     raise self.limits.too_large()
