@@ -191,7 +191,7 @@ def test_a_clock_set_wrong_is_set_right(peer: dict[str, Any], python: Python) ->
     """The application puts the clock an hour back; init's next look, within 20 s, puts it right."""
     cid = peer["EnclaveCID"]
     assert python(JUMP, cid) == "y"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120  # several of its looks, for a loaded machine
     while abs(error := float(python(CLOCK, cid))) > 0.1 and time.monotonic() < deadline:
         time.sleep(1)
     assert abs(error) < 0.1
