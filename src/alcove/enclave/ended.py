@@ -31,7 +31,7 @@ class Cause(StrEnum):
     OUT_OF_MEMORY = "out of memory"  # the guest's kernel ended the application for want of memory
     INIT_FAILED = "init failed"  # the application was never started
     PANIC = "panic"  # the guest's kernel said so on its console (debug mode)
-    RESET = "reset"  # the guest restarted without a word from its init: a panic, or a reboot from inside
+    RESET = "reset"  # the guest stopped without a word from its init: a panic, or a reboot or power-off from inside
     TERMINATED = "terminated"  # terminate-enclave, or SIGTERM to the supervisor
     KILLED = "killed"  # a signal ended QEMU, or its jail
     SUPERVISOR_KILLED = "supervisor killed"
@@ -66,7 +66,9 @@ def end_of(status: int, complaint: str, report: Report | None, console: bytes) -
     panic = _panic_line(console)
     if panic:
         return End(Cause.PANIC, panic)
-    return End(Cause.RESET, "the guest restarted without a report from its init: a kernel panic, or a reboot inside")
+    return End(
+        Cause.RESET, "the guest stopped without a report from its init: a kernel panic, a reboot or a power-off inside"
+    )
 
 
 def _reported(report: Report) -> End:
