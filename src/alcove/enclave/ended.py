@@ -67,7 +67,7 @@ def end_of(status: int, complaint: str, report: Report | None, console: bytes) -
     if panic:
         return End(Cause.PANIC, panic)
     return End(
-        Cause.RESET, "the guest stopped without a report from its init: a kernel panic, a reboot or a power-off inside"
+        Cause.RESET, "the guest stopped without a report from its init: a panic, a reboot or a power-off"
     )
 
 
