@@ -66,9 +66,7 @@ def end_of(status: int, complaint: str, report: Report | None, console: bytes) -
     panic = _panic_line(console)
     if panic:
         return End(Cause.PANIC, panic)
-    return End(
-        Cause.RESET, "the guest stopped without a report from its init: a panic, a reboot or a power-off"
-    )
+    return End(Cause.RESET, "the guest stopped without a report from its init: a panic, a reboot or a power-off")
 
 
 def _reported(report: Report) -> End:
