@@ -118,9 +118,16 @@ class Flattened:
             yield self._small(spool, offset, size)
 
     def _small(self, spool: int, offset: int, size: int) -> bytes:
-        buffer = bytearray(size)
-        self._fill(memoryview(buffer), spool, offset)
-        return bytes(buffer)
+        content = b""
+        while len(content) < size:
+            try:
+                more = os.pread(self._descriptor(spool), size - len(content), offset + len(content))
+            except OSError as error:
+                raise self._unreadable(spool, str(error.strerror)) from None
+            if not more:
+                raise self._unreadable(spool, "it became shorter")
+            content += more  # the first time this copies nothing
+        return content
 
     def _fill(self, buffer: memoryview, spool: int, offset: int) -> None:
         while buffer:
