@@ -36,7 +36,7 @@ from alcove.image.measure import Measurer, crc32, crc32_joined
 from alcove.types import Digest384
 
 _CHUNK: Final = 1 << 20
-_WRITE_BACK: Final = 64 << 20  # bytes that are given to the disk at a time
+_WRITE_BACK: Final = 8 << 20  # bytes that are given to the disk at a time: a hash waits when it takes long
 
 
 @dataclass(frozen=True, slots=True)
