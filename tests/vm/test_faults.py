@@ -38,6 +38,13 @@ def own(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     made("nitro-cli", "terminate-enclave", "--all")
 
 
+@pytest.fixture(autouse=True)
+def _alone(own: Any) -> Iterator[None]:
+    """What one test leaves running after a failure is not the next one's fault."""
+    yield
+    own("nitro-cli", "terminate-enclave", "--all")
+
+
 @pytest.fixture(scope="module")
 def image(own: Any, hello_eif: Path) -> Callable[[str, str], Path]:
     """Builds an image with the hello image's kernel, whose /init is a line of shell: nothing of ours runs inside."""

@@ -140,7 +140,8 @@ def describe_enclaves(arguments: argparse.Namespace) -> None:
     paths = Paths.from_environment()
     entries, failures = lifecycle.describe_enclaves(paths, metadata=arguments.metadata)
     if arguments.all:
-        entries = ended.load(paths) + entries
+        running = {entry["EnclaveID"] for entry in entries}  # as they were asked, whatever has happened since
+        entries = [entry for entry in ended.load(paths) if entry["EnclaveID"] not in running] + entries
     if failures:
         output.say(f"Failed connections: {failures}")
     output.result(entries)

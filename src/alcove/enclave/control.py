@@ -32,6 +32,10 @@ class Command:
     for_all: bool = False
 
 
+class NobodyListensError(MachineError):
+    """Nobody answers at a supervisor's socket: it is not there yet, or it is ending (E39)."""
+
+
 class ControlServer:
     """Serve commands.
 
@@ -86,18 +90,22 @@ def ask(path: Path, command: str, seconds: float = ANSWER_SECONDS) -> dict[str, 
 
     Raises:
         MachineError: E39 without an answer in time, E38 when it refuses.
+        NobodyListensError: E39 when the supervisor is not there yet, or ends before it has answered.
     """
+    silence, hint = "the enclave process did not answer", "try again; `describe-enclaves` shows what runs"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(seconds)
             connection.connect(str(path))
             connection.sendall(command.encode() + b"\n")
             answer = _read_all(connection)
+        if not answer:
+            raise ConnectionResetError
         decoded: dict[str, Any] = json.loads(answer)
+    except (ConnectionError, FileNotFoundError):
+        raise NobodyListensError(silence, code="E39", hint=hint) from None
     except (OSError, ValueError):
-        raise MachineError(
-            "the enclave process did not answer", code="E39", hint="try again; `describe-enclaves` shows what runs"
-        ) from None
+        raise MachineError(silence, code="E39", hint=hint) from None
     if "error" in decoded:
         raise MachineError(f"the enclave process refused: {decoded['error']}", code="E38")
     return decoded

@@ -70,14 +70,19 @@ def _revive(error: dict[str, Any]) -> AlcoveError:
 
 
 def describe_enclaves(paths: Paths, *, metadata: bool) -> tuple[list[dict[str, Any]], int]:
-    """The running enclaves, and the number of supervisors that did not answer."""
+    """The running enclaves, and the number of supervisors that did not answer.
+
+    An enclave that ends meanwhile is waited for: it is neither running nor a failure.
+    """
     entries, failures = [], 0
     for record in registry.live(paths):
         try:
             entry = control.ask(paths.enclave(record.enclave_id).control, "describe")
+        except control.NobodyListensError:
+            failures += not (_is_starting(paths, record) or _ends(paths, record))
+            continue
         except MachineError:
-            # starting: the control socket comes with the heartbeat
-            failures += paths.enclave(record.enclave_id).control.exists()
+            failures += 1
             continue
         if not metadata:
             for key in ("ImageName", "ImageVersion", "Metadata"):
@@ -87,16 +92,32 @@ def describe_enclaves(paths: Paths, *, metadata: bool) -> tuple[list[dict[str, A
 
 
 def terminate_enclave(paths: Paths, record: Record) -> dict[str, Any]:
-    """End an enclave and wait until nothing of it is left.
+    """End an enclave and wait until nothing of it is left; one that is ending by itself is only waited for.
 
     Raises:
         MachineError: E38 when the supervisor refuses, E39 when it does not answer or does not end.
     """
-    with _watch(record.process_id) as ended:
+    try:
         control.ask(paths.enclave(record.enclave_id).control, "terminate")
-        if not ended(_END_SECONDS):
-            raise MachineError("the enclave process did not end", code="E39", hint=f"kill {record.process_id}")
+    except control.NobodyListensError:
+        if _is_starting(paths, record):
+            raise
+    if not _ends(paths, record):
+        raise MachineError("the enclave process did not end", code="E39", hint=f"kill {record.process_id}")
     return {"EnclaveName": record.name, "EnclaveID": record.enclave_id, "Terminated": True}
+
+
+def _is_starting(paths: Paths, record: Record) -> bool:
+    """Whether a supervisor cannot be asked yet: its control socket comes with the heartbeat, its record goes first."""
+    files = paths.enclave(record.enclave_id)
+    return registry.holds(paths, record) and files.record.exists() and not files.control.exists()
+
+
+def _ends(paths: Paths, record: Record) -> bool:
+    """Wait until nothing of an enclave is left; False when that takes too long."""
+    with _watch(record.process_id) as ended:
+        # the lock is looked at with the process in hand: while it is held, the number is the supervisor's
+        return not registry.holds(paths, record) or ended(_END_SECONDS)
 
 
 @contextmanager

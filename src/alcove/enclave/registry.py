@@ -71,6 +71,11 @@ def live(paths: Paths) -> list[Record]:
     return found
 
 
+def holds(paths: Paths, record: Record) -> bool:
+    """Whether an enclave's supervisor still holds what it reserved."""
+    return _is_locked(paths.enclave(record.enclave_id).lock)
+
+
 def _bury(paths: Paths, files: EnclavePaths) -> None:
     """Remove what a dead supervisor left; who gets to rename the directory writes down how the enclave ended."""
     grave = files.directory.with_name(f".dead-{files.directory.name}-{os.getpid()}")
@@ -168,12 +173,15 @@ def reserve(paths: Paths, enclave_id: str, decide: Callable[[list[Record]], Reco
 
 
 def release(paths: Paths, record: Record, lock: IO[bytes]) -> None:
-    """Give back what :func:`reserve` gave: the CID's link and the directory go, then the lock."""
+    """Give back what :func:`reserve` gave: the record, the CID's link and the directory go, then the lock."""
+    files = paths.enclave(record.enclave_id)
+    with contextlib.suppress(OSError):
+        files.record.unlink()  # first: from here on the enclave is not listed, and cannot be taken for one that starts
     link = paths.cids / str(record.cid)
     with contextlib.suppress(OSError):
         if link.readlink().name == record.enclave_id:
             link.unlink()
-    shutil.rmtree(paths.enclave(record.enclave_id).directory, ignore_errors=True)
+    shutil.rmtree(files.directory, ignore_errors=True)
     lock.close()
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,33 @@ def test_others_may_look_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_no_answer_is_e39(tmp_path: Path) -> None:
-    """Nobody listens at the socket."""
-    with pytest.raises(MachineError) as caught:
-        control.ask(tmp_path / "s", "look")
+    """Nobody listens at the socket: none is there, its process has ended, or it ends before it answers."""
+    path = tmp_path / "s"
+    with pytest.raises(control.NobodyListensError) as caught:
+        control.ask(path, "look")
     assert caught.value.code == "E39"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def end() -> None:
+            listener.accept()[0].close()
+
+        ending = threading.Thread(target=end)
+        ending.start()
+        with pytest.raises(control.NobodyListensError):
+            control.ask(path, "look")
+        ending.join()
+    with pytest.raises(control.NobodyListensError):
+        control.ask(path, "look")
+
+
+def test_silence_is_e39(tmp_path: Path) -> None:
+    """A process that is there and says nothing in time is not one that has ended."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        with pytest.raises(MachineError) as caught:
+            control.ask(tmp_path / "s", "look", seconds=0.01)
+    assert caught.value.code == "E39"
+    assert not isinstance(caught.value, control.NobodyListensError)
