@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from alcove.cli import output
-from alcove.enclave import registry
+from alcove.enclave import runtime
 from alcove.enclave.config import parse_number
 from alcove.enclave.paths import Paths
 from alcove.errors import UsageError
@@ -38,7 +38,7 @@ def vsock_proxy(arguments: argparse.Namespace) -> None:
     if parse_number("num_workers", arguments.num_workers) == 0:
         raise UsageError("Number of workers must not be 0")
     paths = Paths.from_environment()
-    registry.prepare(paths)
+    runtime.prepare(paths)
     local = Port(parse_number("local_port", arguments.local_port))
     config = ProxyConfig(
         socket_path=paths.port(local),

@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 
 from alcove.cli import output
 from alcove.cli.parsers import Commands, command
-from alcove.enclave import registry
+from alcove.enclave import registry, runtime
 from alcove.enclave.config import parse_number
 from alcove.enclave.paths import Paths
 from alcove.errors import MachineError, UsageError
@@ -66,7 +66,7 @@ def execute(arguments: argparse.Namespace) -> NoReturn:
     from alcove import hostvsock  # noqa: PLC0415 - only this command needs it
 
     paths = Paths.from_environment()
-    registry.prepare(paths)
+    runtime.prepare(paths)
     words = arguments.arguments
     program = shutil.which(arguments.program)
     if program is None:
@@ -119,7 +119,7 @@ def forward(arguments: argparse.Namespace) -> None:
         check_loopback()
     cid = LOCAL_CID if arguments.cid is None else parse_number("cid", arguments.cid)
     paths = Paths.from_environment()
-    registry.prepare(paths)
+    runtime.prepare(paths)
     asyncio.run(
         serve(
             paths.port(port),

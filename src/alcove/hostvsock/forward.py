@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from alcove.errors import MachineError
-from alcove.proxy.listener import listening
 from alcove.proxy.relay import relay
+from alcove.vsock.unix_listener import listening
 
 LOCAL_CID: Final = 1  # VMADDR_CID_LOCAL, vsock(7)
 LOOPBACK: Final = Path("/sys/module/vsock_loopback")

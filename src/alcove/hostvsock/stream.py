@@ -8,49 +8,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
-from alcove.devices.unix_path import socket_address
 from alcove.errors import MachineError
+from alcove.vsock.hybrid import connect
 
-HANDSHAKE_SECONDS: Final = 5.0  # the device itself gives up after two
+__all__ = ["attach", "connect", "persist"]
+
 _PAUSE: Final = 0.2  # between tries
 _CHUNK: Final = 65536
-_LONGEST_ANSWER: Final = 32  # OK <number>\n
-
-
-def connect(path: Path, port: int) -> socket.socket:
-    """A blocking stream to the port of the enclave whose hybrid socket this is.
-
-    Raises:
-        ConnectionError: Nothing listens on the port, or not yet.
-        OSError: The socket cannot be used.
-    """
-    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        stream.settimeout(HANDSHAKE_SECONDS)
-        with socket_address(path) as address:
-            stream.connect(address)
-        stream.sendall(b"CONNECT %d\n" % port)
-        _read_answer(stream)
-        stream.settimeout(None)
-    except BaseException:
-        stream.close()
-        raise
-    return stream
-
-
-def _read_answer(stream: socket.socket) -> None:
-    # byte by byte: what follows the line is the enclave's
-    line = b""
-    while not line.endswith(b"\n") and len(line) < _LONGEST_ANSWER:
-        byte = stream.recv(1)
-        if not byte:
-            raise ConnectionRefusedError("nothing listens there")
-        line += byte
-    if not line.startswith(b"OK "):
-        raise ConnectionRefusedError("the answer is not that of an enclave's socket")
 
 
 def persist(attempt: Callable[[], socket.socket], seconds: float) -> socket.socket:

@@ -19,8 +19,8 @@ from typing import Final
 
 from alcove.errors import InputError, UsageError
 from alcove.proxy import allowlist
-from alcove.proxy.listener import listening
 from alcove.proxy.relay import relay
+from alcove.vsock.unix_listener import listening
 
 CONNECT_SECONDS: Final = 10.0  # for each address
 MAX_CONNECTIONS: Final = 1024  # beyond it, callers wait in the backlog

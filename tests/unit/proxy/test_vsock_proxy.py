@@ -11,8 +11,8 @@ import pytest
 
 from alcove.errors import InputError, MachineError, UsageError
 from alcove.proxy import vsock_proxy
-from alcove.proxy.listener import listening
 from alcove.proxy.vsock_proxy import ProxyConfig, serve
+from alcove.vsock.unix_listener import listening
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -14,12 +14,12 @@ from typing import Final
 
 from alcove.errors import MachineError
 
-BACKLOG: Final = 128
+BACKLOG: Final = 1024  # the kernel cuts it to net.core.somaxconn
 MODE: Final = 0o600
 
 
 @contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
+def listening(path: Path, backlog: int = BACKLOG) -> Iterator[socket.socket]:
     """A listening, non-blocking socket at `path`, mode 0600; gone when the context ends.
 
     It is made under another name and linked into place, so nobody meets it half made. A socket that is there already is
@@ -29,7 +29,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
         MachineError: Somebody answers there, the path is no socket, or it cannot be made.
     """
     try:
-        listener, mark = _create(path)
+        listener, mark = _create(path, backlog)
     except OSError as error:
         raise MachineError(f"{path}: cannot listen: {error.strerror or error}") from None
     try:
@@ -41,7 +41,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
                 path.unlink()
 
 
-def _create(path: Path) -> tuple[socket.socket, tuple[int, int]]:
+def _create(path: Path, backlog: int) -> tuple[socket.socket, tuple[int, int]]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         # A short name in a directory of our own: mode 0700 until the socket has its own mode.
@@ -49,7 +49,7 @@ def _create(path: Path) -> tuple[socket.socket, tuple[int, int]]:
             made = Path(private, "s")
             listener.bind(str(made))
             made.chmod(MODE)
-            listener.listen(BACKLOG)
+            listener.listen(backlog)
             mark = _mark(made)
             with _locked(path.parent):
                 _remove_stale(path)

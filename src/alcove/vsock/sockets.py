@@ -1,0 +1,148 @@
+"""Blocking streams and listeners."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from types import TracebackType
+from typing import Final, Self
+
+from alcove.devices.unix_path import socket_address
+from alcove.devices.vsock.handshake import parse_peer_name
+from alcove.enclave import runtime
+from alcove.enclave.paths import Paths
+from alcove.types import PARENT_CID, Port
+from alcove.vsock import hybrid
+from alcove.vsock.transports import Transport, transport
+from alcove.vsock.unix_listener import BACKLOG, listening
+
+Address = tuple[int, int]  # CID and port
+
+MAX_PORT: Final = 0xFFFFFFFF  # the last one stands for any port
+CONNECT_SECONDS: Final = 10.0
+
+
+def connect(address: Address, *, timeout: float = CONNECT_SECONDS) -> socket.socket:
+    """A connected, blocking stream.
+
+    Args:
+        address: CID and port.
+        timeout: Seconds for the connection to be made; the stream has no time limit afterwards.
+
+    Raises:
+        ConnectionRefusedError: Nobody listens there.
+        OSError: ENODEV: no enclave has that CID, or no vsock leads there; anything that a socket meets.
+    """
+    cid, port = checked(address)
+    if transport() is Transport.KERNEL:
+        return _connect(socket.AF_VSOCK, (cid, port), timeout)
+    path, told = hybrid.socket_of(cid, port)
+    if told:
+        return hybrid.connect(path, port)
+    with socket_address(path) as name:
+        try:
+            return _connect(socket.AF_UNIX, name, timeout)
+        except FileNotFoundError:
+            raise refused(port) from None
+
+
+def _connect(family: int, address: Address | str, timeout: float) -> socket.socket:
+    stream = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        stream.settimeout(timeout)
+        stream.connect(address)
+        stream.settimeout(None)
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+def refused(port: int) -> ConnectionRefusedError:
+    """Nobody listens on a port of the parent."""
+    return ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens on vsock port {port} of the parent")
+
+
+def listen(port: int, *, backlog: int = BACKLOG) -> Listener:
+    """Listen on a port: in an enclave for its parent, on the parent for every enclave of this user.
+
+    Raises:
+        MachineError: The port is another program's, or the runtime directory is not ours.
+        OSError: What the kernel's socket meets.
+    """
+    return Listener(checked((PARENT_CID, port))[1], backlog)
+
+
+def checked(address: Address) -> Address:
+    """The address, when it can be one.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    cid, port = address
+    if not 0 <= cid < MAX_PORT or not 0 <= port < MAX_PORT:
+        raise ValueError(f"CID {cid} and port {port} cannot be: both are numbers below 2³²-1")
+    return cid, port
+
+
+class Listener:
+    """A socket that listens; blocking, unless it is told otherwise.
+
+    Args:
+        port: The port.
+        backlog: Connections that wait to be accepted.
+    """
+
+    def __init__(self, port: int, backlog: int = BACKLOG) -> None:
+        self._address = PARENT_CID, port
+        self._cleanup = contextlib.ExitStack()
+        self._kernel = transport() is Transport.KERNEL
+        with self._cleanup:
+            if self._kernel:
+                self.socket = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+                self._cleanup.callback(self.socket.close)
+                self.socket.bind((socket.VMADDR_CID_ANY, port))
+                self.socket.listen(backlog)
+            else:
+                paths = Paths.from_environment()
+                runtime.prepare(paths)
+                self.socket = self._cleanup.enter_context(listening(paths.port(Port(port)), backlog))
+                self.socket.setblocking(True)
+            self._cleanup = self._cleanup.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def accept(self) -> tuple[socket.socket, Address]:
+        """The next connection, and the peer's CID and port.
+
+        Raises:
+            OSError: As the socket's own `accept`.
+        """
+        stream, name = self.socket.accept()
+        return stream, self.peer(name)
+
+    def peer(self, name: object) -> Address:
+        """CID and port from what the socket's own `accept` said; the parent's own programs are CID 3 and port 0."""
+        if self._kernel:
+            assert isinstance(name, tuple)  # noqa: S101 - what the socket module documents
+            return name[0], name[1]
+        return parse_peer_name(name) or (PARENT_CID, 0)
+
+    def getsockname(self) -> Address:
+        """The parent's CID, as enclaves see it, and the port."""
+        return self._address
+
+    def fileno(self) -> int:
+        """The descriptor, for `select` and its kin."""
+        return self.socket.fileno()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._cleanup.close()
