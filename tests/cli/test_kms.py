@@ -92,12 +92,12 @@ class Machine:
             assert process.wait(timeout=30) == 0
 
 
-def client(url: str, user: dict[str, str], service: str = "kms") -> Any:
+def client(url: str, user: dict[str, str], service: str = "kms", *, region: str = "us-east-1") -> Any:
     """boto3 as a user."""
     return boto3.client(
         service,
         endpoint_url=url,
-        region_name="us-east-1",
+        region_name=region,
         aws_access_key_id=user["AccessKeyId"],
         aws_secret_access_key=user["SecretAccessKey"],
         config=Config(retries={"max_attempts": 0}),
@@ -471,7 +471,7 @@ def test_a_backup_is_a_store_elsewhere(machine: Machine) -> None:
     [
         "serve", "user add", "user list", "user remove", "user policy", "user rotate", "user revoke", "role add",
         "role list", "role remove", "role policy", "policy lint", "policy explain", "policy for", "root init",
-        "root show", "root rewrap", "root rotate", "backup", "restore",
+        "root show", "root rewrap", "root rotate", "backup", "restore", "audit verify",
     ],
 )  # fmt: skip
 def test_every_command_has_help(furnished: Machine, words: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
-from alcove.cli import kms_policy, kms_root, kms_users, output
-from alcove.cli.kms_store import add_store_flags, guard, root_place, store_path
+from alcove.cli import kms_audit, kms_policy, kms_root, kms_users, output
+from alcove.cli.kms_store import add_store_flags, guard, opened, root_place, store_path
 from alcove.cli.parsers import Commands, command
 from alcove.errors import UsageError
+
+_REGION = re.compile(r"([a-z]+-){2,3}[0-9]{1,2}", re.ASCII)  # as the model has it
 
 
 def add_commands(commands: Commands) -> None:
@@ -33,10 +36,17 @@ def add_commands(commands: Commands) -> None:
         metavar="ROOT",
         help="aws, a PEM file or sha256:HEX (again for more); default: this machine's own",
     )
+    parser.add_argument(
+        "--region",
+        action="append",
+        metavar="REGION",
+        help="a Region that is served (again for more); default: AWS_REGION, or us-east-1",
+    )
     add_store_flags(parser)
     kms_users.add_commands(group)
     kms_policy.add_commands(group)
     kms_root.add_commands(group)
+    kms_audit.add_commands(group)
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -50,7 +60,12 @@ def serve(arguments: argparse.Namespace) -> None:
     host, _, port = arguments.listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"`{arguments.listen}` is no address", hint="use HOST:PORT, such as 127.0.0.1:4599")
+    regions = arguments.region or [region()]
+    for name in regions:
+        if not _REGION.fullmatch(name):
+            raise UsageError(f"`{name}` is no Region", hint="use a name such as eu-central-1")
     store = store_path(arguments.store)
+    made = None if store.exists() else _administrator(arguments, store)
     config = ServeConfig(
         store=f"sqlite:///{store}",
         root_key=root_place(arguments),
@@ -60,7 +75,33 @@ def serve(arguments: argparse.Namespace) -> None:
         port=int(port),
         tls_cert=arguments.tls_cert,
         tls_key=arguments.tls_key,
-        region=region(),
+        region=regions[0],
+        more_regions=tuple(regions[1:]),
         workers=arguments.workers,
     )
-    serve_kms(config, ready=lambda url: output.say(f"listening on {url}"))
+
+    def ready(url: str) -> None:
+        output.say(f"listening on {url}")
+        if made:
+            output.say(f"made an administrator: export AWS_SHARED_CREDENTIALS_FILE={made}")
+
+    serve_kms(config, ready=ready)
+
+
+def _administrator(arguments: argparse.Namespace, store: Path) -> Path:
+    """A new store with its first user; the file of mode 0600 that has the access key as AWS's tools read it."""
+    from alcove.kms.rootplace import write_new  # noqa: PLC0415 - other commands do not need the KMS
+    from alcove.kms.users import add_user  # noqa: PLC0415
+
+    file = store.with_suffix(".credentials")
+    if file.exists():
+        raise UsageError(f"`{file}` is there, and its store is not", hint="move it away, or bring the store back")
+    with opened(arguments, create=True) as new:
+        user = add_user(new, "admin", admin=True)
+    lines = (
+        "[default]",
+        f"aws_access_key_id = {user.access_key_id}",
+        f"aws_secret_access_key = {user.secret_access_key}",
+    )
+    write_new(file, "\n".join(lines) + "\n", "the credentials")
+    return file

@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from alcove.errors import MachineError, UsageError
@@ -91,19 +93,61 @@ def digest(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
 
 
-def verify_log(lines: Iterable[bytes]) -> int:
-    """The number of records of an unbroken log.
+@dataclass(frozen=True, slots=True)
+class Unbroken:
+    """A log whose chain holds.
+
+    Attributes:
+        records: How many it has.
+        head: SHA-256 of the last one. Noted elsewhere, it shows later that nothing before it was cut off or replaced.
+        torn: Whether an incomplete line follows, of a call that was never answered.
+    """
+
+    records: int
+    head: str
+    torn: bool
+
+    def to_json(self) -> dict[str, object]:
+        """The object that the command prints."""
+        return {"Records": self.records, "Head": f"{self.records}:{self.head}", "Torn": self.torn}
+
+
+def inspect_log(lines: Iterable[bytes], noted: Mapping[int, str] = MappingProxyType({})) -> Unbroken:
+    """What a log is, once every record follows the one before it.
+
+    Args:
+        lines: With their ends.
+        noted: Hashes that records had, by their numbers.
 
     Raises:
-        ValueError: A line was changed, cut out, added or moved; the message names the first one.
+        ValueError: A line was changed, cut out, added or moved, or a noted record is not there; the message names the
+            first one.
     """
-    previous, count = GENESIS, 0
-    for count, line in enumerate(lines, 1):
-        try:
-            chain = json.loads(line)["chain"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"record {count} cannot be read") from None
-        if chain != {"sequence": count, "previous": previous}:
+    previous, count, torn, waiting = GENESIS, 0, False, dict(noted)
+    for line in lines:
+        if torn or len(line) > MAX_LINE:
+            raise ValueError(f"record {count + 1} cannot be read")
+        if not line.endswith(b"\n"):
+            torn = True
+            continue
+        count += 1
+        if _link(line, count) != {"sequence": count, "previous": previous}:
             raise ValueError(f"record {count} does not follow the one before it")
         previous = digest(line)
-    return count
+        if waiting.pop(count, previous) != previous:
+            raise ValueError(f"record {count} is not the one that was noted")
+    if waiting:
+        raise ValueError(f"record {min(waiting)} is missing: the log ends with record {count}")
+    return Unbroken(count, previous, torn)
+
+
+def verify_log(lines: Iterable[bytes]) -> int:
+    """The number of records of an unbroken log; ValueError as `inspect_log` has it."""
+    return inspect_log(lines).records
+
+
+def _link(line: bytes, number: int) -> object:
+    try:
+        return json.loads(line)["chain"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"record {number} cannot be read") from None

@@ -132,7 +132,7 @@ class RootPlace:
             return file.read(rootfile.MAX_FILE)
 
 
-def write_new(path: Path, text: str) -> None:
+def write_new(path: Path, text: str, what: str = "the root key") -> None:
     """Writes a new file, mode 0600, that is complete on disk when this returns.
 
     Raises:
@@ -147,7 +147,7 @@ def write_new(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         _sync(path.parent)
     except OSError as error:
-        raise MachineError(f"cannot write the root key {path}: {error.strerror}") from error
+        raise MachineError(f"cannot write {what} {path}: {error.strerror}") from error
 
 
 def _rename(old: Path, new: Path) -> None:
