@@ -33,6 +33,8 @@ KEYS = {  # kind → the keys of its own; README.md explains each
     "cpio": {"entry"},
     "layers": {"layers", "entry"},
     "document": {"step", "root", "at", "max-age", "skew", "limit", "nonce", "require", "debug"},
+    "request": {"call", "arguments", "mechanisms"},
+    "refused-request": {"mechanisms"},
 }  # fmt: skip
 REPEATED = {"section", "entry", "require"}
 _WIDTH = 32  # bytes a line

@@ -1,0 +1,1 @@
+"""Applications for enclaves; each is a room of its own."""
