@@ -58,6 +58,13 @@ def warn(line: str) -> None:
     say(f"warning: {line}")
 
 
+def log_to_stderr(program: str, *, verbose: bool = False) -> None:
+    """Show what a service logs: what went wrong, and with `verbose` a line for every connection."""
+    import logging  # noqa: PLC0415 - few commands log, and under emulation every import is felt
+
+    logging.basicConfig(format=f"{program}: %(message)s", level=logging.INFO if verbose else logging.WARNING)
+
+
 def error(program: str, problem: AlcoveError) -> None:
     """Report an error in one line, and its hint in another."""
     prefix = f"[ {problem.code} ] " if problem.code else f"{program}: error: "

@@ -1,4 +1,4 @@
-"""Alcove's own commands to talk to enclaves: ``exec``, ``connect`` and ``forward``."""
+"""Alcove's own commands to talk to enclaves: ``exec``, ``connect``, ``forward`` and ``publish``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from alcove.cli import output
 from alcove.cli.parsers import Commands, command
@@ -30,11 +30,16 @@ _FORWARD: Final = """\
 pass the enclaves' connections to a port on to a program that listens there with the kernel's own AF_VSOCK
 
 The kernel needs vsock's loopback (modprobe vsock_loopback). A program that `alcove exec` can start needs neither."""
+_PUBLISH: Final = """\
+lead TCP ports of this machine to an enclave's vsock ports, until a signal ends it
+
+TLS ends where the server is: in the enclave. A server that listens on TCP needs `alcove-enclave ingress` beside it.
+The enclave is looked up for every connection: one that is started again under the same name is reached again."""
 _LONGEST_WAIT: Final = 86400.0
 
 
 def add_commands(commands: Commands) -> None:
-    """Add ``exec``, ``connect`` and ``forward``."""
+    """Add ``exec``, ``connect``, ``forward`` and ``publish``."""
     parser = command(
         commands, "exec", execute, "run a program that speaks AF_VSOCK", "alcove exec -- socat - VSOCK-CONNECT:16:5000"
     )
@@ -52,6 +57,21 @@ def add_commands(commands: Commands) -> None:
     parser.description = _FORWARD
     parser.add_argument("port", metavar="PORT")
     parser.add_argument("--cid", metavar="CID", help="where it listens; the loopback's 1 by default")
+    example = "alcove publish web -p 8443:443"
+    parser = command(
+        commands, "publish", publish, "lead a TCP port of this machine to an enclave's vsock port", example
+    )
+    parser.description = _PUBLISH
+    parser.add_argument("enclave", metavar="ENCLAVE", help="the enclave's CID, name or id")
+    parser.add_argument(
+        "-p",
+        "--port",
+        action="append",
+        required=True,
+        dest="ports",
+        metavar="[ADDRESS:]HOSTPORT[:PORT]",
+        help="where to listen, on 127.0.0.1 unless an address says otherwise, and the enclave's port",
+    )
 
 
 def _seconds(text: str) -> float:
@@ -110,6 +130,20 @@ def _socket_of(paths: Paths, wanted: str) -> Path:
     )
 
 
+class _Finder:
+    """Finds an enclave, and again when it has gone: its directory goes with it."""
+
+    def __init__(self, paths: Paths, wanted: str) -> None:
+        self._paths = paths
+        self._wanted = wanted
+        self._found: Path | None = None
+
+    def __call__(self) -> Path:
+        if self._found is None or not self._found.exists():
+            self._found = _socket_of(self._paths, self._wanted)
+        return self._found
+
+
 def forward(arguments: argparse.Namespace) -> None:
     """``forward``: until a signal ends it."""
     from alcove.hostvsock.forward import LOCAL_CID, check_loopback, serve, vsock_dial  # noqa: PLC0415
@@ -127,3 +161,27 @@ def forward(arguments: argparse.Namespace) -> None:
             on_listening=lambda: output.say(f"enclaves reach vsock CID {cid} port {port} on port {port}"),
         )
     )
+
+
+def publish(arguments: argparse.Namespace) -> None:
+    """``publish``: until a signal ends it."""
+    from alcove.proxy import ports  # noqa: PLC0415 - only this command needs it
+    from alcove.proxy import publish as publishing  # noqa: PLC0415
+    from alcove.proxy.service import stopped_by_signals  # noqa: PLC0415
+
+    enclave = arguments.enclave
+    mappings = [
+        ports.parse(text, max_port=ports.MAX_TCP, max_target=ports.MAX_VSOCK, any_port=True) for text in arguments.ports
+    ]
+    find = _Finder(Paths.from_environment(), enclave)
+
+    def ready(listening: list[tuple[Any, int]]) -> None:
+        for (host, port, *_), target in listening:
+            output.say(f"{host}:{port} leads to port {target} of the enclave `{enclave}`")
+
+    async def serve() -> None:
+        async with stopped_by_signals() as stop:
+            await publishing.serve(find, mappings, stop, ready)
+
+    output.log_to_stderr("publish")
+    asyncio.run(serve())
