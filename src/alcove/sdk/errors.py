@@ -2,6 +2,7 @@
 
 AlcoveError
 ├── NsmError          the security module refused or could not be reached; carries the reason's name
+│   └── NotInEnclaveError  there is no security module
 ├── KmsError          KMS answered with an error; carries its type, message and HTTP status
 ├── EnvelopeError     CiphertextForRecipient could not be opened: one error, whatever the cause
 └── EntropyError      the kernel's random generator cannot be trusted yet
@@ -23,6 +24,21 @@ class NsmError(AlcoveError):
     def __init__(self, reason: str, message: str | None = None, *, hint: str | None = None) -> None:
         super().__init__(message or f"the NSM answers {reason}", hint=hint)
         self.reason = reason
+
+
+class NotInEnclaveError(NsmError):
+    """There is no security module here.
+
+    Args:
+        path: The device that is missing.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            "InternalError",
+            f"not in an enclave: there is no {path}",
+            hint="run this in an enclave whose kernel has the nsm driver; a test uses alcove.testing.SimulatedNSM",
+        )
 
 
 class KmsError(AlcoveError):

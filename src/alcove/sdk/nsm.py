@@ -1,29 +1,40 @@
 """The NSM from inside the enclave: ioctl on /dev/nsm (nsm.md §2).
 
-One descriptor and one lock a client: the device answers one request at a time, and shares it with the kernel's random
+    document = nsm.attest(nonce=nonce)          # of the process's one client, `default()`
+    with Nsm() as module:                       # or of one's own
+        module.extend_pcr(16, b"configuration")
+
+One lock for the whole process: the device answers one request at a time, and shares it with the kernel's random
 generator (sdk.md §9). A call takes about a millisecond; do not make one in an event loop.
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import fcntl
 import os
 import struct
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Protocol, Self, TypeVar
 
 from alcove.devices.nsm import messages
 from alcove.devices.nsm.messages import NsmDescribed, PcrDescribed
 from alcove.errors import ProtocolError
-from alcove.sdk.errors import NsmError
+from alcove.sdk.errors import NotInEnclaveError, NsmError
 
 DEVICE: Final = "/dev/nsm"
 IOCTL_RAW: Final = 0xC0200A00  # nsm.md §2: _IOWR(0x0A, 0, struct nsm_raw)
 LOCK_SECONDS: Final = 130.0  # the driver gives up on a request after 120 s (nsm.md §2)
 _RAW: Final = struct.Struct("=QQQQ")  # struct nsm_raw: request address, length; response address, length
+_HINTS: Final = {
+    "InvalidIndex": f"registers are 0 to {messages.PCR_COUNT - 1}",
+    "ReadOnlyIndex": "the register is locked until the enclave ends; 0 to 15 are from the start",
+    "InputTooLarge": f"a request has at most {messages.MAX_REQUEST} bytes, all fields together",
+}
 
 _T = TypeVar("_T")
 
@@ -45,18 +56,17 @@ class DeviceChannel:
         path: The device node.
 
     Raises:
-        NsmError: There is no such device, or it may not be opened.
+        NotInEnclaveError: There is no such device.
+        NsmError: It may not be opened.
     """
 
     def __init__(self, path: str = DEVICE) -> None:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotInEnclaveError(path) from None
         except OSError as error:
-            raise NsmError(
-                "InternalError",
-                f"{path} cannot be opened: {error.strerror}",
-                hint="this must run in an enclave whose kernel has the nsm driver",
-            ) from None
+            raise NsmError("InternalError", f"{path} cannot be opened: {error.strerror}") from None
 
     def exchange(self, request: bytes) -> bytes:
         """One ioctl; see `Channel`."""
@@ -79,6 +89,23 @@ class DeviceChannel:
             os.close(fd)
 
 
+class _Process:
+    """What a process has one of: the lock of its requests, and the client of `default()` with its own."""
+
+    def __init__(self) -> None:
+        self.client: Nsm | None = None
+        self.renew()
+        os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        """Fresh locks: a child after a fork lacks the thread that may hold one."""
+        self.request_lock = threading.Lock()
+        self.client_lock = threading.Lock()
+
+
+_process: Final = _Process()
+
+
 class Nsm:
     """The module's commands; threads may share one client.
 
@@ -90,7 +117,6 @@ class Nsm:
 
     def __init__(self, channel: Channel | None = None) -> None:
         self._channel = DeviceChannel() if channel is None else channel
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -147,19 +173,54 @@ class Nsm:
     def _ask(self, request: messages.Request, expected: type[_T]) -> _T:
         encoded = messages.encode_request(request)
         if len(encoded) > messages.MAX_REQUEST:
-            raise NsmError("InputTooLarge")
-        if not self._lock.acquire(timeout=LOCK_SECONDS):
+            raise _refusal("InputTooLarge")
+        lock = _process.request_lock
+        if not lock.acquire(timeout=LOCK_SECONDS):
             raise NsmError("InternalError", "the NSM is busy with another thread's request")
         try:
             answer = self._channel.exchange(encoded)
         finally:
-            self._lock.release()
+            lock.release()
         try:
             response = messages.decode_response(answer)
         except ProtocolError as error:
             raise NsmError("InvalidResponse", str(error)) from None
         if isinstance(response, messages.Failed):
-            raise NsmError(response.error.value)
+            raise _refusal(response.error.value)
         if not isinstance(response, expected):
             raise NsmError("InvalidResponse", "the NSM answers another question")
         return response
+
+
+def _refusal(reason: str) -> NsmError:
+    return NsmError(reason, hint=_HINTS.get(reason))
+
+
+def default() -> Nsm:
+    """The process's client of the enclave's module; opened on the first call, and never closed.
+
+    Raises:
+        NotInEnclaveError: There is no device.
+    """
+    with _process.client_lock:
+        if _process.client is None:
+            _process.client = Nsm()
+        return _process.client
+
+
+@contextlib.contextmanager
+def using(channel: Channel) -> Iterator[Nsm]:
+    """Let `default()`, and so everything in this SDK, ask another module; for tests (`alcove.testing`)."""
+    with _process.client_lock:
+        before, _process.client = _process.client, Nsm(channel)
+        client = _process.client
+    try:
+        yield client
+    finally:
+        with _process.client_lock:
+            _process.client = before
+
+
+def attest(*, user_data: bytes | None = None, nonce: bytes | None = None, public_key: bytes | None = None) -> bytes:
+    """A fresh document of this enclave's, as `Nsm.attestation` makes it."""
+    return default().attestation(user_data=user_data, nonce=nonce, public_key=public_key)

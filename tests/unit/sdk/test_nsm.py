@@ -5,14 +5,15 @@ import errno
 import fcntl
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alcove.codec import cbor
-from alcove.sdk import clock, entropy
-from alcove.sdk.errors import EntropyError, NsmError
+from alcove.sdk import clock, entropy, nsm
+from alcove.sdk.errors import EntropyError, NotInEnclaveError, NsmError
 from alcove.sdk.nsm import DeviceChannel, Nsm
 
 
@@ -115,9 +116,86 @@ def test_errno_becomes_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 
 
 def test_a_machine_without_the_device_is_told_so() -> None:
-    """The error has a hint; nothing is simulated."""
-    with pytest.raises(NsmError) as caught:
+    """The error says where we are not and what a test uses; nothing is simulated."""
+    with pytest.raises(NotInEnclaveError, match="not in an enclave: there is no /nonexistent/nsm") as caught:
         DeviceChannel("/nonexistent/nsm")
+    assert "alcove.testing" in str(caught.value.hint)
+
+
+def test_a_device_that_may_not_be_opened_is_another_error(tmp_path: Path) -> None:
+    """What is there and cannot be used is not called missing."""
+    (tmp_path / "nsm").mkdir()
+    with pytest.raises(NsmError, match="cannot be opened") as caught:
+        DeviceChannel(str(tmp_path / "nsm"))
+    assert not isinstance(caught.value, NotInEnclaveError)
+
+
+class Busy(Scripted):
+    """Counts the requests that are being asked at once."""
+
+    inside = most = 0
+
+    def exchange(self, request: bytes) -> bytes:
+        """Tell how many are inside."""
+        Busy.inside += 1
+        Busy.most = max(Busy.most, Busy.inside)
+        os.sched_yield()
+        Busy.inside -= 1
+        return super().exchange(request)
+
+
+def test_the_process_asks_one_thing_at_a_time() -> None:
+    """Clients of the same process share a lock, each with its own channel or not (sdk.md §9)."""
+    clients = [Nsm(Busy({"GetRandom": {"random": bytes(256)}})) for _ in range(4)]
+    threads = [threading.Thread(target=lambda c=c: [c.get_random() for _ in range(200)]) for c in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Busy.most == 1
+
+
+def test_a_child_does_not_inherit_a_held_lock() -> None:
+    """A fork while another thread asks leaves the child able to ask."""
+    held, release = threading.Event(), threading.Event()
+
+    class Slow(Scripted):
+        def exchange(self, request: bytes) -> bytes:
+            held.set()
+            release.wait(10)
+            return super().exchange(request)
+
+    answer = {"GetRandom": {"random": bytes(256)}}
+    thread = threading.Thread(target=Nsm(Slow(answer)).get_random)
+    thread.start()
+    assert held.wait(10)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if len(Nsm(Scripted(answer)).get_random()) == 256 else 1)
+    release.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_process_has_one_module() -> None:
+    """`attest` asks the client of `default()`, which a test can put another module behind."""
+    channel = Scripted({"Attestation": {"document": b"doc"}})
+    with nsm.using(channel) as client:
+        assert nsm.default() is client
+        assert nsm.attest(user_data=b"ud", nonce=b"nn", public_key=b"pk") == b"doc"
+        assert channel.asked.endswith(bytes.fromhex("6a7075626c69635f6b657942706b"))
+        with nsm.using(Scripted("LockPCR")) as inner:
+            assert nsm.default() is inner
+        assert nsm.default() is client
+    with pytest.raises(NotInEnclaveError):
+        nsm.default()
+
+
+@pytest.mark.parametrize("name", ["InvalidIndex", "ReadOnlyIndex", "InputTooLarge"])
+def test_what_the_caller_can_mend_has_a_hint(name: str) -> None:
+    """The module's bare names say little; the error says what to do."""
+    with pytest.raises(NsmError, match=name) as caught:
+        Nsm(Scripted({"Error": name})).lock_pcr(40)
     assert caught.value.hint
 
 
