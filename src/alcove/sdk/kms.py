@@ -11,6 +11,7 @@ How a call goes:
     5 the key that KMS names must be the one that was asked for
 
 Steps 3 and 5 are what keeps the parent out: the envelope alone proves nothing about who made it (sdk.md §9).
+A program that uses boto3 needs none of this: see `alcove.sdk.boto3`.
 """
 
 from __future__ import annotations
@@ -18,47 +19,23 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import re
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
-
-from cryptography.hazmat.primitives.asymmetric import rsa
+from typing import Any, Final
 
 from alcove.errors import ProtocolError, UsageError
-from alcove.sdk import sigv4
+from alcove.sdk import nsm
+from alcove.sdk.attested import Attester, RecipientKey
 from alcove.sdk.clock import document_time
-from alcove.sdk.cms import open_envelope, subject_public_key_info
+from alcove.sdk.endpoint import PROXY_PORT, Credentials, Endpoint, default_host
 from alcove.sdk.errors import KmsError
-from alcove.sdk.http import Answer, encode_post
-from alcove.sdk.nsm import Nsm
-from alcove.sdk.tls import Transport, VsockTransport, exchange, make_context
+from alcove.sdk.http import Answer
+from alcove.sdk.recipient import ENVELOPE, KEY_ENCRYPTION, KEY_SPECS, AttestedCall, is_alias
+from alcove.sdk.tls import Transport, VsockTransport
 
-PROXY_PORT: Final = 8000  # sdk.md §2
-RSA_BITS: Final = 2048  # sdk.md §3
+__all__ = ["UNSAFE_ANY_KEY", "AnyKey", "AttestedKms", "Attester", "Credentials", "DataKey", "KeyPair", "default_host"]
+
 MAX_RANDOM: Final = 1024  # kms.md §9
-KEY_SPECS: Final = {"AES_256": 32, "AES_128": 16}  # bytes of the data key
-# sdk.md §2: the last label of a partition, by the region's prefix
-_SUFFIXES: Final = {
-    "cn-": "amazonaws.com.cn",
-    "eusc-": "amazonaws.eu",
-    "us-iso-": "c2s.ic.gov",
-    "us-isob-": "sc2s.sgov.gov",
-    "eu-isoe-": "cloud.adc-e.uk",
-    "us-isof-": "csp.hci.ic.gov",
-}
-_ENDPOINT = re.compile(r"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """An access key; the session token comes with temporary ones."""
-
-    access_key_id: str
-    secret_access_key: str = field(repr=False)
-    session_token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +47,22 @@ class DataKey:
     key_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """A data key pair: use `private_key` (PKCS #8 DER), store `ciphertext` and `key_id`, publish `public_key`."""
+
+    private_key: bytes = field(repr=False)
+    public_key: bytes
+    ciphertext: bytes
+    key_id: str
+
+
 class AnyKey:
     """Says aloud that whatever key opens a ciphertext is fine: see `UNSAFE_ANY_KEY`."""
 
 
 UNSAFE_ANY_KEY: Final = AnyKey()
 """The parent stores ciphertexts, and may hand over one that another key of ours opens (sdk.md §9)."""
-
-
-class Attester(Protocol):
-    """What makes attestation documents; `Nsm` does."""
-
-    def attestation(self, *, public_key: bytes | None = None) -> bytes:
-        """A fresh document."""
 
 
 class AttestedKms:
@@ -96,7 +76,7 @@ class AttestedKms:
         proxy_port: Where the parent's vsock-proxy listens.
         ca_file: PEM certificates that the server is trusted by; pin yours. None trusts the image's default store.
         transport: Another way to the server than the proxy.
-        attester: Another maker of documents than /dev/nsm.
+        attester: Another maker of documents than the process's module.
 
     Every call raises KmsError with KMS's own type and message, NsmError, EnvelopeError, ProtocolError when the server
     is not what it should be, and MachineError when it cannot be reached.
@@ -113,15 +93,9 @@ class AttestedKms:
         transport: Transport | None = None,
         attester: Attester | None = None,
     ) -> None:
-        self._region = region
-        self._credentials = credentials
-        self._host = default_host(region) if endpoint_host is None else endpoint_host
-        self._server_name = _server_name(self._host)
-        self._context = make_context(ca_file)
-        self._transport = VsockTransport(proxy_port) if transport is None else transport
-        self._attester = Nsm() if attester is None else attester
-        self._key: rsa.RSAPrivateKey | None = None
-        self._key_lock = threading.Lock()
+        transport = VsockTransport(proxy_port) if transport is None else transport
+        self._endpoint = Endpoint(region, credentials, endpoint_host, ca_file=ca_file, transport=transport)
+        self._key = RecipientKey(nsm.default() if attester is None else attester)
 
     def decrypt(
         self,
@@ -130,6 +104,7 @@ class AttestedKms:
         key_id: str | AnyKey,
         encryption_context: Mapping[str, str] | None = None,
         grant_tokens: Sequence[str] = (),
+        encryption_algorithm: str | None = None,
     ) -> bytes:
         """The plaintext of a KMS ciphertext.
 
@@ -139,14 +114,14 @@ class AttestedKms:
                 compared with the answer, and is refused.
             encryption_context: The same pairs as at encryption.
             grant_tokens: Tokens of fresh grants.
+            encryption_algorithm: As at encryption; needed for asymmetric keys.
         """
-        members: dict[str, Any] = {"CiphertextBlob": _b64(ciphertext)}
+        members = {"CiphertextBlob": _b64(ciphertext)} | _optional(encryption_context, grant_tokens)
         if not isinstance(key_id, AnyKey):
             members["KeyId"] = _comparable(key_id)
-        answer = self._call("Decrypt", members | _optional(encryption_context, grant_tokens))
-        if not isinstance(key_id, AnyKey):
-            _check_key(answer, key_id)
-        return self._unwrap(answer)
+        if encryption_algorithm is not None:
+            members["EncryptionAlgorithm"] = encryption_algorithm
+        return self._call("Decrypt", members)[0]
 
     def generate_data_key(
         self,
@@ -166,71 +141,41 @@ class AttestedKms:
         """
         if key_spec not in KEY_SPECS:
             raise UsageError(f"no key spec {key_spec}", hint=f"one of {', '.join(KEY_SPECS)}")
-        members = {"KeyId": _comparable(key_id), "KeySpec": key_spec}
-        answer = self._call("GenerateDataKey", members | _optional(encryption_context, grant_tokens))
-        _check_key(answer, key_id)
-        plaintext = _sized(self._unwrap(answer), KEY_SPECS[key_spec])
+        members = {"KeyId": _comparable(key_id), "KeySpec": key_spec} | _optional(encryption_context, grant_tokens)
+        plaintext, answer = self._call("GenerateDataKey", members, KEY_SPECS[key_spec])
         return DataKey(plaintext, _bytes(answer, "CiphertextBlob"), answer["KeyId"])
+
+    def generate_data_key_pair(
+        self, key_id: str, key_pair_spec: str, *, encryption_context: Mapping[str, str] | None = None
+    ) -> KeyPair:
+        """A fresh key pair, such as "ECC_NIST_P256"; its private half in clear and under the key `key_id`."""
+        members = {"KeyId": _comparable(key_id), "KeyPairSpec": key_pair_spec} | _optional(encryption_context, ())
+        plaintext, answer = self._call("GenerateDataKeyPair", members)
+        ciphertext = _bytes(answer, "PrivateKeyCiphertextBlob")
+        return KeyPair(plaintext, _bytes(answer, "PublicKey"), ciphertext, answer["KeyId"])
+
+    def derive_shared_secret(self, key_id: str, public_key: bytes) -> bytes:
+        """The ECDH secret of KMS's key `key_id` and a peer's public key (DER SubjectPublicKeyInfo)."""
+        members = {"KeyId": _comparable(key_id), "KeyAgreementAlgorithm": "ECDH", "PublicKey": _b64(public_key)}
+        return self._call("DeriveSharedSecret", members)[0]
 
     def generate_random(self, size: int) -> bytes:
         """`size` random bytes of KMS's, 1 to 1024."""
         if not 1 <= size <= MAX_RANDOM:
             raise UsageError(f"KMS gives 1 to {MAX_RANDOM} random bytes, not {size}")
-        return _sized(self._unwrap(self._call("GenerateRandom", {"NumberOfBytes": size})), size)
+        return self._call("GenerateRandom", {"NumberOfBytes": size}, size)[0]
 
-    def _call(self, operation: str, members: dict[str, Any]) -> dict[str, Any]:
-        document = self._attester.attestation(public_key=subject_public_key_info(self._recipient_key().public_key()))
-        members["Recipient"] = {
-            "AttestationDocument": _b64(document),
-            "KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256",
-        }
+    def _call(
+        self, operation: str, members: dict[str, Any], size: int | None = None
+    ) -> tuple[bytes, Mapping[str, Any]]:
+        """The plaintext and the rest of the answer."""
+        call = AttestedCall(operation, members.get("KeyId"), size)
+        document = self._key.document()
+        members["Recipient"] = {"AttestationDocument": _b64(document), "KeyEncryptionAlgorithm": KEY_ENCRYPTION}
         body = json.dumps(members).encode()
-        request = self._signed(operation, body, document_time(document))
-        return _read(exchange(self._transport, self._context, self._server_name, request))
-
-    def _signed(self, operation: str, body: bytes, moment: float) -> bytes:
-        credentials = self._credentials() if callable(self._credentials) else self._credentials
-        headers = {
-            "host": self._host,
-            "content-type": "application/x-amz-json-1.1",
-            "x-amz-date": time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(moment)),
-            "x-amz-target": f"TrentService.{operation}",
-        }
-        if credentials.session_token is not None:
-            headers["x-amz-security-token"] = credentials.session_token
-        headers["authorization"] = sigv4.authorization(
-            headers,
-            body,
-            access_key_id=credentials.access_key_id,
-            secret_access_key=credentials.secret_access_key,
-            region=self._region,
-            service="kms",
-        )
-        return encode_post(headers, body)
-
-    def _recipient_key(self) -> rsa.RSAPrivateKey:
-        with self._key_lock:
-            if self._key is None:
-                self._key = rsa.generate_private_key(public_exponent=65537, key_size=RSA_BITS)
-            return self._key
-
-    def _unwrap(self, answer: Mapping[str, Any]) -> bytes:
-        if answer.get("Plaintext") is not None:
-            raise ProtocolError("KMS sent the plaintext in the open", hint="it does not honour Recipient")
-        return open_envelope(_bytes(answer, "CiphertextForRecipient"), self._recipient_key())
-
-
-def default_host(region: str) -> str:
-    """AWS's name of KMS in a region (sdk.md §2)."""
-    suffix = next((suffix for prefix, suffix in _SUFFIXES.items() if region.startswith(prefix)), "amazonaws.com")
-    return f"kms.{region}.{suffix}"
-
-
-def _server_name(host: str) -> str:
-    match = _ENDPOINT.fullmatch(host)
-    if match is None:
-        raise UsageError(f"{host!r} is not a host name, with or without a port")
-    return match["name"].strip("[]")
+        answer = _read(self._endpoint.post(f"TrentService.{operation}", body, document_time(document)))
+        call.check_answer(answer)
+        return call.check_plaintext(self._key.open(_bytes(answer, ENVELOPE))), answer
 
 
 def _read(answer: Answer) -> dict[str, Any]:
@@ -249,18 +194,11 @@ def _read(answer: Answer) -> dict[str, Any]:
 
 
 def _comparable(key_id: str) -> str:
-    if not key_id or key_id.startswith("alias/") or ":alias/" in key_id:
+    if not key_id or is_alias(key_id):
         raise UsageError(
             "an alias cannot be compared with the key that KMS names in its answer", hint="pass the key's ARN"
         )
     return key_id
-
-
-def _check_key(answer: Mapping[str, Any], asked: str) -> None:
-    named = answer.get("KeyId")
-    fits = isinstance(named, str) and (named == asked or named.endswith(f":key/{asked}"))
-    if not fits:
-        raise ProtocolError(f"KMS used the key {named!r:.200}, not {asked}")
 
 
 def _optional(context: Mapping[str, str] | None, tokens: Sequence[str]) -> dict[str, Any]:
@@ -280,12 +218,6 @@ def _bytes(answer: Mapping[str, Any], name: str) -> bytes:
         except binascii.Error:
             pass
     raise ProtocolError(f"KMS's answer has no {name}")
-
-
-def _sized(value: bytes, size: int) -> bytes:
-    if len(value) != size:
-        raise ProtocolError(f"KMS gave {len(value)} bytes where {size} were asked for")
-    return value
 
 
 def _b64(value: bytes) -> str:

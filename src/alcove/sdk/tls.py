@@ -40,6 +40,26 @@ class VsockTransport:
         return vsock.connect(self._port)
 
 
+class TcpTransport:
+    """Over TCP: from where there is a network, such as a test or an enclave with one.
+
+    Args:
+        host: Name or address.
+        port: TCP port.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = (host, port)
+
+    def connect(self) -> socket.socket:
+        """See `Transport`."""
+        try:
+            return socket.create_connection(self._address, timeout=TIMEOUT)
+        except OSError as error:
+            place = ":".join(map(str, self._address))
+            raise MachineError(f"{place} cannot be reached: {error.strerror or error}") from None
+
+
 def make_context(ca_file: str | None) -> ssl.SSLContext:
     """A client's context that trusts the certificates of one file, and no others.
 
