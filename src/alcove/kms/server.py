@@ -57,6 +57,7 @@ class ServeConfig:
         account: Account id of a new store; None takes the store's own.
         workers: Processes; 1 with SQLite.
         clock: Aware time; by it keys expire, rotate and vanish.
+        grace: Seconds that open connections get at the end.
     """
 
     store: str
@@ -72,6 +73,7 @@ class ServeConfig:
     workers: int = 1
     more_regions: tuple[str, ...] = ()
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    grace: int = GRACE
 
 
 def serve(
@@ -104,7 +106,8 @@ def serve(
         host, port = listener.getsockname()[:2]
         name = f"[{host}]" if ":" in host else host
         url = f"{'https' if context else 'http'}://{name}:{port}"
-        server = _Server(_uvicorn(application, context), (lambda: ready(url)) if ready else (lambda: None))
+        settings = _uvicorn(application, context, config.grace)
+        server = _Server(settings, (lambda: ready(url)) if ready else (lambda: None))
         chores = (
             _purge(lambda: housekeeping(tools, config.clock().timestamp())),
             _save(lambda: tools.usages.save(tools.store)),
@@ -158,7 +161,7 @@ def _listen(config: ServeConfig) -> socket.socket:
     return listener
 
 
-def _uvicorn(application: KmsApplication, context: ssl.SSLContext | None) -> uvicorn.Config:
+def _uvicorn(application: KmsApplication, context: ssl.SSLContext | None, grace: int) -> uvicorn.Config:
     config = uvicorn.Config(
         application,
         http="httptools",
@@ -170,7 +173,7 @@ def _uvicorn(application: KmsApplication, context: ssl.SSLContext | None) -> uvi
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=grace,
     )
     config.load()
     config.ssl = context
