@@ -62,7 +62,7 @@ def nitro_parser() -> argparse.ArgumentParser:
 
 def vsock_proxy() -> NoReturn:
     """The program ``vsock-proxy``."""
-    _run(proxy_parser())
+    _run(proxy_parser(), output.rust_error)
 
 
 def proxy_parser() -> argparse.ArgumentParser:
@@ -79,7 +79,7 @@ def _terminated(*_: object) -> NoReturn:
     sys.exit(128 + signal.SIGTERM)
 
 
-def _run(parser: argparse.ArgumentParser) -> NoReturn:
+def _run(parser: argparse.ArgumentParser, report: Callable[[str, AlcoveError], None] = output.error) -> NoReturn:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _terminated)
     handler: Handler = arguments.handler
@@ -88,8 +88,8 @@ def _run(parser: argparse.ArgumentParser) -> NoReturn:
     except AlcoveError as problem:
         if os.environ.get("ALCOVE_DEBUG"):
             raise
-        output.error(parser.prog, problem)
-        status = problem.exit_status
+        report(parser.prog, problem)
+        status = 1 if report is output.rust_error else problem.exit_status
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:

@@ -73,6 +73,13 @@ def error(program: str, problem: AlcoveError) -> None:
         say(f"hint: {problem.hint}")
 
 
+def rust_error(_program: str, problem: AlcoveError) -> None:
+    """Report an error as AWS's vsock-proxy does, which scripts look for (cli.md §6), and its hint in another line."""
+    say(f"Error: {json.dumps(problem.message, ensure_ascii=False)}")
+    if problem.hint:
+        say(f"hint: {problem.hint}")
+
+
 def live(columns: Sequence[str], rows: Callable[[], Sequence[Sequence[str]]], seconds: float) -> None:
     """Show a table that is made anew every so many seconds, until Ctrl-C."""
     from rich.console import Console  # noqa: PLC0415 - slow to import, and few commands need it

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -18,6 +19,7 @@ from typing import Any, Final
 from alcove.errors import AlcoveError
 from alcove.proxy.metrics import Counters
 from alcove.proxy.relay import relay
+from alcove.proxy.rules import RefusedError
 
 MAX_CONNECTIONS: Final = 4096  # two descriptors and some 10 KiB each
 TCP_SECONDS: Final = 10.0  # for a connection to one address
@@ -29,12 +31,13 @@ Dial = Callable[[socket.socket, Any], Awaitable[socket.socket]]
 _log = logging.getLogger("alcove.proxy")
 
 
-class RefusedError(AlcoveError):
-    """A rule does not allow the connection; the message names the rule."""
-
-
 async def accept(listener: socket.socket, handle: Handler, counters: Counters, *, limit: int = MAX_CONNECTIONS) -> None:
-    """Hand each connection to `handle`, at most `limit` at a time, until cancelled.
+    """As :class:`Acceptor`, until cancelled."""
+    await Acceptor(listener, handle, counters, limit=limit).run()
+
+
+class Acceptor:
+    """Hands each connection to `handle`, at most `limit` at a time.
 
     Args:
         listener: Listens; must not block.
@@ -43,15 +46,50 @@ async def accept(listener: socket.socket, handle: Handler, counters: Counters, *
         counters: What is counted.
         limit: How many at a time; those beyond wait in the backlog.
     """
-    loop = asyncio.get_running_loop()
-    free = asyncio.Semaphore(limit)
 
-    async def one(stream: socket.socket, peer: Any) -> None:
+    def __init__(
+        self, listener: socket.socket, handle: Handler, counters: Counters, *, limit: int = MAX_CONNECTIONS
+    ) -> None:
+        self._listener = listener
+        self._handle = handle
+        self._counters = counters
+        self._free = asyncio.Semaphore(limit)
+        self._stopped = False
+        self._accepting: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Serve until :meth:`stop`, and the last connection's end; or until cancelled."""
+        if not self._stopped:
+            async with asyncio.TaskGroup() as tasks:
+                self._accepting = tasks.create_task(self._accept(tasks))
+
+    def stop(self) -> None:
+        """Accept no more; the connections that are there go on."""
+        self._stopped = True
+        if self._accepting is not None:
+            self._accepting.cancel()
+
+    async def _accept(self, tasks: asyncio.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._free.acquire()
+            try:
+                stream, peer = await loop.sock_accept(self._listener)
+            except OSError as error:  # out of descriptors, or the caller has gone: neither ends the service
+                self._free.release()
+                _log.warning("%s: accept failed: %s", self._counters.name, error)
+                await asyncio.sleep(_PAUSE)
+                continue
+            stream.setblocking(False)
+            tasks.create_task(self._serve(stream, peer))
+
+    async def _serve(self, stream: socket.socket, peer: Any) -> None:
+        counters = self._counters
         counters.accepted += 1
         counters.open += 1
         try:
             with stream:
-                await handle(stream, peer)
+                await self._handle(stream, peer)
         except RefusedError as error:
             counters.refused += 1
             _log.warning("%s: refused: %s", counters.name, error.message)
@@ -60,20 +98,7 @@ async def accept(listener: socket.socket, handle: Handler, counters: Counters, *
             _log.warning("%s: %s", counters.name, str(error) or type(error).__name__)
         finally:
             counters.open -= 1
-            free.release()
-
-    async with asyncio.TaskGroup() as tasks:
-        while True:
-            await free.acquire()
-            try:
-                stream, peer = await loop.sock_accept(listener)
-            except OSError as error:  # out of descriptors, or the caller has gone: neither ends the service
-                free.release()
-                _log.warning("%s: accept failed: %s", counters.name, error)
-                await asyncio.sleep(_PAUSE)
-                continue
-            stream.setblocking(False)
-            tasks.create_task(one(stream, peer))
+            self._free.release()
 
 
 def forwarder(dial: Dial, counters: Counters) -> Handler:
@@ -124,7 +149,8 @@ def tune(stream: socket.socket) -> None:
 
 @asynccontextmanager
 async def stopped_by_signals() -> AsyncIterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set."""
+    """An event that SIGTERM and SIGINT set; the process of a service has as many descriptors as may be had."""
+    take_descriptors()
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
     for number in numbers:
@@ -134,6 +160,13 @@ async def stopped_by_signals() -> AsyncIterator[asyncio.Event]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+
+
+def take_descriptors() -> None:
+    """Raise the limit of open files to what may be had: each connection takes two."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def until(stop: asyncio.Event, services: Iterable[Awaitable[None]]) -> None:

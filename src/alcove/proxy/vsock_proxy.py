@@ -1,8 +1,9 @@
-"""vsock-proxy: enclaves reach one host and port through the parent (cli.md §6).
+"""vsock-proxy: enclaves reach hosts and ports through the parent (cli.md §6).
 
-What differs from AWS's program, each for a complaint listed there: names are resolved for every connection and away
-from the accept loop, all their addresses are tried, a failure closes that connection at once and ends nothing else,
-both directions end on their own, and no number of threads limits the connections.
+What differs from AWS's program, each for a complaint listed there: one process serves many destinations; names are
+resolved away from the accept loop and again when they are old, all their addresses are tried, a failure closes that
+connection at once and ends nothing else, both directions end on their own, and 4096 connections are served at a time
+unless fewer are asked for. SIGHUP reads the file again; connections that are open stay.
 """
 
 from __future__ import annotations
@@ -15,97 +16,186 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from alcove.errors import InputError, UsageError
+from alcove.errors import AlcoveError, InputError, UsageError
 from alcove.proxy import allowlist
-from alcove.proxy.relay import relay
+from alcove.proxy.allowlist import ProxyFile, Route
+from alcove.proxy.metrics import Counters
+from alcove.proxy.metrics_server import metrics_on
+from alcove.proxy.ports import Mapping
+from alcove.proxy.resolver import TTL_SECONDS, Resolver
+from alcove.proxy.service import MAX_CONNECTIONS, Acceptor, forwarder, take_descriptors
 from alcove.vsock.unix_listener import listening
 
-CONNECT_SECONDS: Final = 10.0  # for each address
-MAX_CONNECTIONS: Final = 1024  # beyond it, callers wait in the backlog
-_PAUSE: Final = 0.1
 _FAMILIES: Final = {None: socket.AF_UNSPEC, "4": socket.AF_INET, "6": socket.AF_INET6}
-
 _log = logging.getLogger("alcove.proxy")
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyConfig:
-    """What one proxy does.
+    """What a proxy does.
 
     Args:
-        socket_path: The parent's end of the vsock port, `<runtime>/vsock/<port>.sock`.
-        remote_host: Name or IP address.
-        remote_port: 1 to 65535.
-        allowlist: The YAML file with what may be reached.
+        ports: The directory of the parent's vsock ports, `<runtime>/vsock`.
+        file: The YAML file with what may be reached, and with listeners.
+        route: A listener that the file need not have, or None.
         family: "4", "6", or None for both.
-        max_connections: How many at a time.
+        max_connections: How many at a time, on each port.
+        ttl: Seconds for which a name's addresses are taken as they are.
+        metrics: Where Prometheus is answered, or None.
     """
 
-    socket_path: Path
-    remote_host: str
-    remote_port: int
-    allowlist: Path
+    ports: Path
+    file: Path
+    route: Route | None = None
     family: str | None = None
     max_connections: int = MAX_CONNECTIONS
+    ttl: float = TTL_SECONDS
+    metrics: Mapping | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.remote_port < 1 << 16 or self.family not in _FAMILIES or self.max_connections < 1:
-            raise UsageError("the proxy's port, family or number of connections cannot be")
+        if self.route is not None and not 0 < self.route.port < 1 << 16:
+            raise UsageError("Remote port is not valid")
+        if self.family not in _FAMILIES or self.max_connections < 1 or self.ttl < 0:
+            raise UsageError("the proxy's family, number of connections or time to live cannot be")
 
 
-def run(config: ProxyConfig, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT.
+Ready = Callable[[list[Route]], None]
+
+
+def run(config: ProxyConfig, ready: Ready) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the file again.
 
     Args:
         config: What to do.
-        ready: Called once enclaves can connect.
+        ready: Called once enclaves can connect, and after each reading of the file, with what leads where.
 
     Raises:
-        UsageError: The list does not allow the remote.
-        InputError: The list cannot be read.
-        MachineError: The socket cannot be made, or another program has it.
+        UsageError: The list does not allow a remote.
+        InputError: The file cannot be read, or leads nowhere.
+        MachineError: A socket cannot be made, or another program has it.
     """
+    take_descriptors()
     asyncio.run(_until_signal(config, ready))
 
 
-async def _until_signal(config: ProxyConfig, ready: Callable[[], None]) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve(config, ready, stop)
+async def _until_signal(config: ProxyConfig, ready: Ready) -> None:
+    stop, again, loop = asyncio.Event(), asyncio.Event(), asyncio.get_running_loop()
+    for number, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, again)):
+        loop.add_signal_handler(number, event.set)
+    await VsockProxy(config).serve(stop, ready, again)
 
 
-async def serve(config: ProxyConfig, ready: Callable[[], None], stop: asyncio.Event) -> None:
-    """Serve until `stop` is set; otherwise as `run`."""
-    await asyncio.to_thread(check_allowed, config)
-    with listening(config.socket_path) as listener:
-        accepting = asyncio.create_task(_accept(config, listener))
-        stopping = asyncio.create_task(stop.wait())
-        ready()
+class VsockProxy:
+    """One process's listeners."""
+
+    def __init__(self, config: ProxyConfig) -> None:
+        self._config = config
+        self._resolver = Resolver(config.family, ttl=config.ttl)
+        self._sockets: dict[int, tuple[socket.socket, contextlib.ExitStack]] = {}  # by local port
+        self._acceptors: dict[Route, Acceptor] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self.counters: dict[Route, Counters] = {}
+
+    async def serve(self, stop: asyncio.Event, ready: Ready, again: asyncio.Event | None = None) -> None:
+        """Serve until `stop` is set; read the file again whenever `again` is. Otherwise as :func:`run`."""
+        again = again or asyncio.Event()
         try:
-            await asyncio.wait((accepting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            self._take(await asyncio.to_thread(load, self._config))
+            async with metrics_on(self._config.metrics, self.counters.values):
+                ready(list(self._acceptors))
+                _log.info("Proxy is now in listening state")  # AWS's own words
+                await self._wait(stop, ready, again)
         finally:
-            for task in (accepting, stopping):
+            for _, stack in self._sockets.values():
+                stack.close()
+            for task in self._running:
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await accepting
+            await asyncio.gather(*self._running, return_exceptions=True)
+            self._resolver.close()
+
+    async def _wait(self, stop: asyncio.Event, ready: Ready, again: asyncio.Event) -> None:
+        while not stop.is_set():
+            waits = [asyncio.create_task(event.wait()) for event in (stop, again)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+            if again.is_set():
+                again.clear()
+                await self._reload(ready)
+
+    async def _reload(self, ready: Ready) -> None:
+        try:
+            self._take(await asyncio.to_thread(load, self._config))
+        except AlcoveError as error:
+            _log.error("the file was not taken, and what was before goes on: %s", error.message)
+        else:
+            ready(list(self._acceptors))
+
+    def _take(self, routes: list[Route]) -> None:
+        """Serve these routes and no others; when a port cannot be had, nothing changes."""
+        wanted = {route.local_port for route in routes}
+        with contextlib.ExitStack() as undo:
+            opened = {port: self._listen(port, undo) for port in sorted(wanted - self._sockets.keys())}
+            undo.pop_all()
+        self._sockets |= opened
+        for route in self._acceptors.keys() - set(routes):
+            self._acceptors.pop(route).stop()
+        for port in self._sockets.keys() - wanted:
+            self._sockets.pop(port)[1].close()
+        for route in routes:
+            if route not in self._acceptors:
+                self._start(route)
+
+    def _listen(self, port: int, undo: contextlib.ExitStack) -> tuple[socket.socket, contextlib.ExitStack]:
+        stack = contextlib.ExitStack()
+        listener = stack.enter_context(listening(self._config.ports / f"{port}.sock"))
+        undo.callback(stack.close)
+        return listener, stack
+
+    def _start(self, route: Route) -> None:
+        counters = self.counters.setdefault(route, Counters(f"vsock:{route.local_port} → {route.host}:{route.port}"))
+
+        async def dial(_stream: socket.socket, _peer: Any) -> socket.socket:
+            return await self._resolver.connect(route.host, route.port)
+
+        acceptor = Acceptor(
+            self._sockets[route.local_port][0],
+            forwarder(dial, counters),
+            counters,
+            limit=self._config.max_connections,
+        )
+        self._acceptors[route] = acceptor
+        task = asyncio.create_task(acceptor.run())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
 
-def check_allowed(config: ProxyConfig) -> None:
-    """Once, at start: the remote must be on the list.
+def load(config: ProxyConfig) -> list[Route]:
+    """Read the file; every remote must be on its list.
 
     Raises:
-        UsageError: It is not.
-        InputError: The list cannot be read.
+        UsageError: One is not.
+        InputError: The file cannot be read, or leads nowhere.
     """
     try:
-        text = config.allowlist.read_text(encoding="utf-8")
+        text = config.file.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
-        raise InputError(f"{config.allowlist}: the allow list cannot be read: {error}") from None
-    entries = allowlist.parse(text)
+        raise InputError(f"{config.file}: the allow list cannot be read: {error}") from None
+    content = allowlist.parse(text)
+    own = [] if config.route is None else [config.route]
+    routes = own + [route for route in content.routes if route.local_port not in {each.local_port for each in own}]
+    if not routes:
+        raise InputError(
+            f"{config.file} has no listeners, and none was given", hint="vsock-proxy LOCAL_PORT REMOTE_ADDR REMOTE_PORT"
+        )
+    for route in routes:
+        _check(config, content, route)
+    return routes
 
+
+def _check(config: ProxyConfig, content: ProxyFile, route: Route) -> None:
     def resolve(host: str) -> list[str]:
         try:
             found = socket.getaddrinfo(host, None, family=_FAMILIES[config.family], type=socket.SOCK_STREAM)
@@ -113,72 +203,8 @@ def check_allowed(config: ProxyConfig) -> None:
             return []
         return [str(address[0]) for *_, address in found]
 
-    if not allowlist.allows(entries, config.remote_host, config.remote_port, resolve):
+    if not allowlist.allows(content.entries, route.host, route.port, resolve):
         raise UsageError(
             "The given address and port are not allowed",  # AWS's own words
-            hint=f"add {{address: {config.remote_host}, port: {config.remote_port}}} to {config.allowlist}",
+            hint=f"add {{address: {route.host}, port: {route.port}}} to {config.file}",
         )
-
-
-async def _accept(config: ProxyConfig, listener: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    free = asyncio.Semaphore(config.max_connections)
-    async with asyncio.TaskGroup() as tasks:
-        while True:
-            await free.acquire()
-            try:
-                stream, _ = await loop.sock_accept(listener)
-            except OSError as error:  # out of descriptors, or the caller has gone: neither ends the service
-                _log.warning("accept failed: %s", error)
-                free.release()
-                await asyncio.sleep(_PAUSE)
-                continue
-            task = tasks.create_task(_serve_one(config, stream))
-            task.add_done_callback(lambda _: free.release())
-
-
-async def _serve_one(config: ProxyConfig, stream: socket.socket) -> None:
-    with stream:
-        try:
-            remote = await _connect(config)
-        except (OSError, UnicodeError) as error:
-            reason = str(error) or type(error).__name__
-            _log.warning("%s:%d: %s", config.remote_host, config.remote_port, reason)
-            return
-        with remote:
-            try:
-                sent, received = await relay(stream, remote)
-            except OSError as error:
-                _log.info("a connection broke: %s", error)
-            else:
-                _log.info("a connection ended: %d bytes sent, %d received", sent, received)
-
-
-async def _connect(config: ProxyConfig) -> socket.socket:
-    """A stream to the remote: every address in turn, as the resolver orders them.
-
-    Raises:
-        OSError: The name does not resolve, or no address answers; says what the last one met.
-    """
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(
-        config.remote_host, config.remote_port, family=_FAMILIES[config.family], type=socket.SOCK_STREAM
-    )
-    failure: OSError = OSError("No accepted IP was found.")
-    for family, kind, protocol, _, address in found:
-        remote = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await loop.sock_connect(remote, address)
-            # Half-closed connections have no time limit; a dead peer is found by the kernel.
-            remote.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            remote.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError as error:
-            remote.close()
-            failure = error
-        except BaseException:
-            remote.close()
-            raise
-        else:
-            return remote
-    raise failure
