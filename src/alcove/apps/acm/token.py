@@ -1,0 +1,174 @@
+"""Tokens in slots: what keys there are, who may use them, and for how long (acm.md §3, §5.3).
+
+Core: time comes from a function that is handed in.
+
+A session keeps the token that it was opened on. An update puts another token into the slot and lets the old one be, so
+that a web server's old workers finish their handshakes with the key whose certificate they sent; a removal ends both.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from alcove.apps.acm.cryptoki import Cka, Cko, Ckr, Refused
+from alcove.apps.acm.mechanisms import SPECS, Profile, Spec
+from alcove.apps.acm.objects import TokenObject, mechanism_object
+from alcove.apps.acm.values import Attribute
+from alcove.errors import UsageError
+
+MAX_TOKENS: Final = 4096
+TTL_SECONDS: Final = 48 * 3600.0  # acm.md §3: after that a token that was not refreshed is gone
+MIN_PIN: Final = 4
+MAX_PIN: Final = 64
+MAX_LABEL: Final = 32
+
+
+class Rate:
+    """At most so many signatures a second, with twice as many at once.
+
+    Args:
+        per_second: The limit; None is none.
+        clock: Seconds from any beginning.
+    """
+
+    def __init__(self, per_second: float | None, clock: Callable[[], float]) -> None:
+        self._limit, self._clock = per_second, clock
+        self._left, self._at = 2 * (per_second or 0.0), clock()
+
+    def take(self) -> bool:
+        """Whether one more is within the limit."""
+        if self._limit is None:
+            return True
+        now = self._clock()
+        self._left = min(2 * self._limit, self._left + (now - self._at) * self._limit)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class Token:
+    """Keys and certificates behind one PIN.
+
+    Attributes:
+        label: Up to 32 bytes of UTF-8.
+        pin: Opens the private objects.
+        objects: Their handles are their places, from 1 on.
+        profile: What the keys are for.
+        expires: When it is gone unless it is refreshed, by the store's clock.
+        rate: How often its keys may be used.
+        uses: How often they were.
+        removed: It is gone for sessions that are open, too.
+    """
+
+    label: str
+    pin: bytes = field(repr=False)
+    objects: tuple[TokenObject, ...]
+    profile: Profile
+    expires: float
+    rate: Rate
+    uses: int = 0
+    removed: bool = False
+
+    @property
+    def specs(self) -> dict[int, Spec]:
+        """The mechanisms that it offers."""
+        return SPECS[self.profile]
+
+    def accepts(self, pin: bytes | None) -> bool:
+        """Whether that is the PIN; takes the same time whatever is wrong with it."""
+        return hmac.compare_digest(self.pin, pin or b"")
+
+    def object(self, handle: int, *, logged_in: bool) -> TokenObject | None:
+        """The object with a handle, if it can be seen."""
+        if not 1 <= handle <= len(self.objects):
+            return None
+        found = self.objects[handle - 1]
+        return found if logged_in or not found.private else None
+
+    def find(self, template: Sequence[Attribute], *, logged_in: bool) -> Iterator[int]:
+        """The handles of the objects that a search finds; those of mechanisms only if it names their class."""
+        mechanisms = Attribute(Cka.CLASS, int(Cko.MECHANISM)) in template
+        for handle, each in enumerate(self.objects, 1):
+            seen = logged_in or not each.private
+            if seen and (each.attributes[Cka.CLASS] == Cko.MECHANISM) is mechanisms and each.matches(template):
+                yield handle
+
+
+def mechanism_objects(profile: Profile) -> tuple[TokenObject, ...]:
+    """An object for each mechanism of a profile."""
+    return tuple(mechanism_object(spec) for spec in SPECS[profile].values())
+
+
+class Slots:
+    """The slots of the device, each with one token.
+
+    Args:
+        clock: Seconds from any beginning; monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self._tokens: dict[int, Token] = {}
+
+    def ids(self) -> list[int]:
+        """The slots that have a token, in order."""
+        self._expire()
+        return sorted(self._tokens)
+
+    def token(self, slot: int) -> Token:
+        """The token in a slot.
+
+        Raises:
+            Refused: There is none.
+        """
+        self._expire()
+        try:
+            return self._tokens[slot]
+        except KeyError:
+            raise Refused(Ckr.SLOT_ID_INVALID) from None
+
+    def labelled(self, label: str) -> tuple[int, Token] | None:
+        """The slot and the token with a label."""
+        self._expire()
+        return next(((slot, token) for slot, token in self._tokens.items() if token.label == label), None)
+
+    def add(self, token: Token) -> int:
+        """Put a token into the first free slot, and return its number.
+
+        Raises:
+            UsageError: There is one with that label, or no slot is free.
+        """
+        if self.labelled(token.label) is not None:
+            raise UsageError(f"there is a token {token.label}")
+        if len(self._tokens) >= MAX_TOKENS:
+            raise UsageError(f"there are {MAX_TOKENS} tokens, and no more slots")
+        slot = next(number for number in range(MAX_TOKENS) if number not in self._tokens)
+        self._tokens[slot] = token
+        return slot
+
+    def replace(self, slot: int, token: Token) -> None:
+        """Put another token in the place of the one in a slot; sessions on the old one go on."""
+        self._tokens[slot] = token
+
+    def remove(self, slot: int) -> None:
+        """Take the token out, for open sessions too."""
+        self._tokens.pop(slot).removed = True
+
+    def free(self) -> int:
+        """How many more tokens there is room for."""
+        return MAX_TOKENS - len(self._tokens)
+
+    def alive(self, token: Token) -> bool:
+        """Whether sessions on a token may go on."""
+        return not token.removed and self.clock() < token.expires
+
+    def _expire(self) -> None:
+        now = self.clock()
+        for slot in [slot for slot, token in self._tokens.items() if token.expires <= now]:
+            self.remove(slot)
