@@ -16,10 +16,11 @@ from typing import Any, Final
 from alcove.attestation.policy import GenuineOnly
 from alcove.attestation.verify import FORM_STEPS, ChainCache, Root, VerifiedAttestation, verify
 from alcove.errors import AttestationError
+from alcove.kms.claim import SignedRequest
 from alcove.kms.errors import validation
 from alcove.kms.policy.catalogue import attestation_context
 from alcove.kms.recipient import load_recipient_key
-from alcove.kms.sigv4 import SignedRequest, signed_value
+from alcove.kms.sigv4 import signed_value
 
 MAX_AGE: Final = timedelta(seconds=300)  # §5.3
 HEADER: Final = "x-alcove-attestation-document"

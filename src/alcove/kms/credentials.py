@@ -10,14 +10,13 @@ from datetime import UTC, datetime
 
 from alcove.kms import sigv4
 from alcove.kms.call import Identity, Tools
+from alcove.kms.claim import SignedRequest, token_of
 from alcove.kms.policy.document import PolicyKind, parse_policy
 from alcove.kms.policy.principals import Caller
 from alcove.kms.sessions import LABEL, PREFIX, Sealer
 
 
-def identify(
-    request: sigv4.SignedRequest, tools: Tools, *, now: datetime, service: str, regions: Sequence[str]
-) -> Identity:
+def identify(request: SignedRequest, tools: Tools, *, now: datetime, service: str, regions: Sequence[str]) -> Identity:
     """The authenticated caller with the policies that it has now.
 
     Raises:
@@ -37,7 +36,7 @@ def identify(
     return found[0]
 
 
-def _user(tools: Tools, request: sigv4.SignedRequest, access_key_id: str) -> tuple[sigv4.Secret, Identity] | None:
+def _user(tools: Tools, request: SignedRequest, access_key_id: str) -> tuple[sigv4.Secret, Identity] | None:
     del request
     access_key = tools.store.access_key(access_key_id)
     if access_key is None:
@@ -47,9 +46,9 @@ def _user(tools: Tools, request: sigv4.SignedRequest, access_key_id: str) -> tup
     return sigv4.Secret(access_key.secret), _identity(caller, access_key_id, user.policies)
 
 
-def _session(tools: Tools, request: sigv4.SignedRequest, access_key_id: str) -> tuple[sigv4.Secret, Identity] | None:
+def _session(tools: Tools, request: SignedRequest, access_key_id: str) -> tuple[sigv4.Secret, Identity] | None:
     """A session without its token, or of a role that is gone, is nobody."""
-    token = request.value("x-amz-security-token") or ""
+    token = token_of(request) or ""
     opened = Sealer(tools.store.secret(LABEL)).open(access_key_id, token)
     role = tools.store.role(opened[0].role_id) if opened else None
     if opened is None or role is None:

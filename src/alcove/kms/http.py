@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from alcove.kms.call import Answer, Peer
+from alcove.kms.claim import SignedRequest
 from alcove.kms.errors import KmsError
 from alcove.kms.material import KeyPending, make_pair
 from alcove.kms.service import Service
-from alcove.kms.sigv4 import SignedRequest
 from alcove.kms.sts import Sts, is_sts
 
 MAX_BODY_BYTES: Final = 1 << 20  # §1.2
@@ -87,7 +87,8 @@ def _request(scope: Scope, body: bytes) -> SignedRequest:
     path = scope.get("raw_path") or scope["path"].encode()
     query = scope.get("query_string", b"").decode("latin-1")
     request = SignedRequest(scope["method"], path.decode("latin-1").partition("?")[0], query, headers, body)
-    if request.method != "POST" or request.path != "/":
+    asked = request.method == "POST" or (request.method == "GET" and is_sts(request))  # presigned requests to STS
+    if not asked or request.path != "/":
         raise KmsError("UnknownOperationException", "requests are made with POST /")
     return request
 

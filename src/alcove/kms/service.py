@@ -25,10 +25,10 @@ from datetime import datetime
 from typing import Any
 
 from alcove.attestation.verify import ChainCache, Root
-from alcove.kms import sigv4
 from alcove.kms.attest import Recipient, check_recipient, header_recipient
 from alcove.kms.authorize import authorize
 from alcove.kms.call import Answer, Call, Peer, Tools
+from alcove.kms.claim import SignedRequest, region_of
 from alcove.kms.credentials import identify
 from alcove.kms.errors import KmsError, unsupported
 from alcove.kms.keys import Realm, check_state
@@ -70,7 +70,7 @@ class Service:
         names = tools.regions or (tools.realm.region,)
         self._regions = {name: replace(tools, realm=replace(tools.realm, region=name), regions=names) for name in names}
 
-    def handle(self, request: sigv4.SignedRequest, peer: Peer, made: bytes | None = None) -> Answer:
+    def handle(self, request: SignedRequest, peer: Peer, made: bytes | None = None) -> Answer:
         """The answer to a request; KmsErrors become answers here and nowhere else.
 
         Args:
@@ -93,10 +93,10 @@ class Service:
             fault = KmsError("KMSInternalException", "The request could not be served.")
             return Answer(fault.status, fault.body(), request_id)
 
-    def _handle(self, request: sigv4.SignedRequest, peer: Peer, request_id: str, made: bytes | None) -> bytes:
+    def _handle(self, request: SignedRequest, peer: Peer, request_id: str, made: bytes | None) -> bytes:
         now = self._clock()
         identity = identify(request, self._tools, now=now, service="kms", regions=tuple(self._regions))
-        tools = self._regions[sigv4.region_of(request)]
+        tools = self._regions[region_of(request)]
         target = request.value("x-amz-target") or ""
         event_id = str(uuid.UUID(bytes=self._tools.random(16), version=4))
         trail = Trail(request_id, event_id, now, peer, identity, target.rpartition(".")[2][:128])
@@ -118,7 +118,7 @@ class Service:
         return body
 
     def _perform(
-        self, tools: Tools, request: sigv4.SignedRequest, target: str, trail: Trail, made: bytes | None
+        self, tools: Tools, request: SignedRequest, target: str, trail: Trail, made: bytes | None
     ) -> dict[str, Any]:
         row = self._row(target)  # 1
         trail.read_only = row.read_only
@@ -154,7 +154,7 @@ class Service:
             raise unsupported(f"{operation} is not served")
         return OPERATIONS[operation]
 
-    def _recipient(self, request: sigv4.SignedRequest, call: Call) -> Recipient | None:
+    def _recipient(self, request: SignedRequest, call: Call) -> Recipient | None:
         parameter = call.params.get("Recipient")
         if parameter is None and call.operation in ALSO_ATTESTED:
             parameter = header_recipient(request)

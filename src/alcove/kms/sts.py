@@ -17,8 +17,8 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
-from alcove.kms import sigv4
 from alcove.kms.call import Answer, Call, Peer, Tools
+from alcove.kms.claim import SignedRequest
 from alcove.kms.context import request_context
 from alcove.kms.credentials import identify
 from alcove.kms.errors import KmsError
@@ -64,7 +64,7 @@ class Sts:
         self._audit = audit
         self._clock = clock
 
-    def handle(self, request: sigv4.SignedRequest, peer: Peer) -> Answer:
+    def handle(self, request: SignedRequest, peer: Peer) -> Answer:
         """The answer to a request; errors become answers here."""
         request_id = str(uuid.UUID(bytes=self._tools.random(16), version=4))
         try:
@@ -75,14 +75,14 @@ class Sts:
             return _refusal(KmsError("KMSInternalException", "The request could not be served."), request_id)
         return Answer(200, body, request_id, CONTENT_TYPE)
 
-    def _handle(self, request: sigv4.SignedRequest, peer: Peer, request_id: str) -> bytes:
+    def _handle(self, request: SignedRequest, peer: Peer, request_id: str) -> bytes:
         now, realm = self._clock(), self._tools.realm
         regions = tuple(dict.fromkeys((realm.region, GLOBAL_REGION)))
         identity = identify(request, self._tools, now=now, service="sts", regions=regions)
         event_id = str(uuid.UUID(bytes=self._tools.random(16), version=4))
         trail = Trail(request_id, event_id, now, peer, identity, "", source="sts.amazonaws.com")
         try:
-            form = _form(request.body)
+            form = _form(request)
             trail.operation = form.pop("Action", "")[:128]
             result = self._perform(trail, form)
         except KmsError as error:
@@ -144,17 +144,22 @@ class Sts:
             raise KmsError("KMSInternalException", "The call could not be recorded.", because=str(error)) from error
 
 
-def is_sts(request: sigv4.SignedRequest) -> bool:
-    """Whether a request is in the query protocol: a form, and no target."""
+def is_sts(request: SignedRequest) -> bool:
+    """Whether a request is in the query protocol: a form, or an Action in the query, and no target."""
+    if request.value("x-amz-target") is not None:
+        return False
     kind = (request.value("content-type") or "").partition(";")[0].strip().lower()
-    return kind == FORM and request.value("x-amz-target") is None
+    return kind == FORM or ("Action=" in request.query and any(name == "Action" for name, _ in request.parameters()))
 
 
-def _form(body: bytes) -> dict[str, str]:
+def _form(request: SignedRequest) -> dict[str, str]:
+    """The parameters of the query and of the body, without those of a presigned request's signature."""
     try:
-        pairs = parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=True, max_num_fields=MAX_FIELDS)
+        body = request.body.decode()
+        pairs = parse_qsl(body, keep_blank_values=True, strict_parsing=True, max_num_fields=MAX_FIELDS) if body else []
     except ValueError:
         raise _invalid("the body is not a form") from None
+    pairs += [(name, value) for name, value in request.parameters() if not name.startswith("X-Amz-")]
     form = dict(pairs)
     if len(form) != len(pairs):
         raise _invalid("a parameter is there more than once")

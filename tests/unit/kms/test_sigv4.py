@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
 
 import pytest
 
+from alcove.kms.claim import Scope, SignedRequest, region_of
 from alcove.kms.errors import KmsError
 from alcove.kms.sigv4 import (
     MISMATCH,
-    Scope,
     Secret,
-    SignedRequest,
     authenticate,
     canonical_request,
     signing_key,
@@ -171,11 +171,92 @@ def test_a_header_that_could_be_read_twice_is_refused(name: str) -> None:
     assert refusal(twice).kind == "IncompleteSignatureException"
 
 
-def test_a_presigned_url_is_refused() -> None:
-    """Query authentication is not served for this service."""
-    given = request()
-    query = SignedRequest("POST", "/", "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=0", given.headers, b"")
-    assert refusal(query).kind == "IncompleteSignatureException"
+PRESIGNED = {
+    "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+    "X-Amz-Credential": f"{ACCESS_KEY}/20150830/us-east-1/kms/aws4_request",
+    "X-Amz-Date": STAMP,
+    "X-Amz-Expires": "600",
+    "X-Amz-SignedHeaders": "host;x-amz-target",
+    "X-Amz-Security-Token": "TOKEN",
+}
+
+
+def presigned(*, drop: str = "", more: str = "", **change: str) -> SignedRequest:
+    """A presigned DescribeKey, signed after its parameters were changed."""
+    given = {**PRESIGNED, **{name.replace("_", "-"): value for name, value in change.items()}}
+    given.pop(drop, None)
+    headers = (("host", "kms.us-east-1.amazonaws.com"), ("x-amz-target", "TrentService.DescribeKey"))
+    query = "&".join(f"{quote(name)}={quote(value, safe='')}" for name, value in sorted(given.items())) + more
+    unsigned = SignedRequest("POST", "/", query, headers, b"{}")
+    canonical = canonical_request(unsigned, given.get("X-Amz-SignedHeaders", "").split(";"), query)
+    scope = Scope(*given.get("X-Amz-Credential", "a/b/c/d").split("/")[:4])
+    text = string_to_sign(canonical, given.get("X-Amz-Date", ""), scope)
+    signature = hmac.digest(signing_key(SECRET, scope), text.encode(), "sha256").hex()
+    return SignedRequest("POST", "/", f"{query}&X-Amz-Signature={signature}", headers, b"{}")
+
+
+@pytest.mark.parametrize(("seconds", "fine"), [(-299, True), (-301, False), (600, True), (601, False)])
+def test_a_presigned_request_is_good_until_it_expires(seconds: int, *, fine: bool) -> None:
+    """From five minutes before its date, for clocks that differ, until its own end."""
+    now = NOW + timedelta(seconds=seconds)
+    if fine:
+        assert check(presigned(), now) == ACCESS_KEY
+        assert region_of(presigned()) == "us-east-1"
+        return
+    words = "Signature expired" if seconds > 0 else "Signature not yet current"
+    assert words in str(refusal(presigned(), now).text)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "text"),
+    [
+        *(
+            (presigned(drop=name), "IncompleteSignatureException", name)
+            for name in PRESIGNED
+            if name not in {"X-Amz-Security-Token", "X-Amz-Algorithm"}
+        ),
+        (presigned(drop="X-Amz-Algorithm"), "IncompleteSignatureException", "X-Amz-Algorithm"),
+        (presigned(drop="X-Amz-Security-Token"), "UnrecognizedClientException", "security token"),
+        (presigned(X_Amz_Security_Token="OTHER"), "UnrecognizedClientException", "security token"),
+        (presigned(X_Amz_Algorithm="AWS4-ECDSA-P256-SHA256"), "IncompleteSignatureException", "X-Amz-Algorithm"),
+        (presigned(X_Amz_Expires="0"), "IncompleteSignatureException", "604800"),
+        (presigned(X_Amz_Expires="604801"), "IncompleteSignatureException", "604800"),
+        (presigned(X_Amz_Expires="-1"), "IncompleteSignatureException", "604800"),
+        (presigned(X_Amz_Date="20150830T126600Z"), "IncompleteSignatureException", "not a date"),
+        (presigned(X_Amz_SignedHeaders="host"), "InvalidSignatureException", "x-amz-target"),
+        (presigned(more="&X-Amz-Date=20150830T123600Z"), "IncompleteSignatureException", "more than once"),
+    ],
+)
+def test_a_rule_of_presigned_requests_is_named(given: SignedRequest, kind: str, text: str) -> None:
+    """Each parameter must be there, once, and be what it can be."""
+    error = refusal(given)
+    assert error.kind == kind
+    assert text in str(error.text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("Expires=600", "Expires=601"), ("X-Amz-Alg", "extra=1&X-Amz-Alg"), ("Signature=", "Signature=0")],
+)
+def test_a_presigned_request_cannot_be_changed(old: str, new: str) -> None:
+    """Its parameters, headers and body are signed."""
+    given = presigned()
+    query = given.query.replace(old, new)
+    query = query[:-1] if new.endswith("=0") else query  # another signature, as long
+    assert refusal(SignedRequest("POST", "/", query, given.headers, b"{}")).text == MISMATCH
+    assert refusal(SignedRequest("POST", "/", given.query, given.headers, b"[]")).text == MISMATCH
+    assert refusal(SignedRequest("GET", "/", given.query, given.headers, b"{}")).text == MISMATCH
+    host = (("host", "elsewhere"), given.headers[1])
+    assert refusal(SignedRequest("POST", "/", given.query, host, b"{}")).text == MISMATCH
+
+
+def test_a_request_is_signed_once() -> None:
+    """A header and a query that both sign are refused, and so is a token in both places."""
+    given = presigned()
+    both = SignedRequest("POST", "/", given.query, (*given.headers, ("authorization", authorization())), b"{}")
+    assert refusal(both).kind == "IncompleteSignatureException"
+    token = SignedRequest("POST", "/", given.query, (*given.headers, ("x-amz-security-token", "TOKEN")), b"{}")
+    assert refusal(token).kind == "IncompleteSignatureException"
 
 
 def test_an_expired_temporary_key_says_so() -> None:

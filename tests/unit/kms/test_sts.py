@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
@@ -251,3 +253,35 @@ def test_the_log_has_sessions_and_no_secrets(kms: RunningKms) -> None:
     assert made["SecretAccessKey"].encode() not in text
     assert made["SessionToken"].encode() not in text
     assert verify_log(text.splitlines(keepends=True)) == len(kms.records())
+
+
+def fetch(url: str, *, method: str = "GET", **headers: str) -> tuple[int, str]:
+    """Status and text of an answer to a request that is signed in its URL."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=20)
+    with contextlib.closing(connection):
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, f"/?{parts.query}", headers=named)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def test_a_presigned_url_says_who_made_it(kms: RunningKms) -> None:
+    """boto3's URL is good for whoever has it, by GET and by POST, until somebody changes it."""
+    maker = sts(kms.url, kms.app_user)
+    for method in ("GET", "POST"):
+        url = maker.generate_presigned_url("get_caller_identity", ExpiresIn=60, HttpMethod=method)
+        status, text = fetch(url, method=method)
+        assert (status, kms.app_user.arn in text) == (200, True)
+        status, text = fetch(url.replace("X-Amz-Expires=60", "X-Amz-Expires=600"), method=method)
+        assert (status, "SignatureDoesNotMatch" in text) == (403, True)
+
+
+def test_a_presigned_request_to_the_kms(kms: RunningKms) -> None:
+    """It names its operation in a signed header, so a URL is good for one operation."""
+    url = kms.admin.generate_presigned_url("list_keys", ExpiresIn=60)
+    kind = {"content_type": "application/x-amz-json-1.1"}
+    status, text = fetch(url, method="POST", x_amz_target="TrentService.ListKeys", **kind)
+    assert (status, "Keys" in json.loads(text)) == (200, True)
+    status, text = fetch(url, method="POST", x_amz_target="TrentService.CreateKey", **kind)
+    assert (status, json.loads(text)["__type"]) == (400, "InvalidSignatureException")
