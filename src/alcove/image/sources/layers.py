@@ -4,7 +4,7 @@ A blob is read once. What is not compressed stays where it is; what is goes to a
 blob and of what it unpacks to, are computed on the way. Nobody looks into a layer before they are right. Layers are
 given out as they get ready, in any order, so that one is looked into while others are still hashed.
 
-Several layers are made ready at a time, each in a thread: hashlib and zlib let go of the interpreter's lock.
+Several layers are made ready at a time, each in a thread: hashlib and ISA-L let go of the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import os
 import re
 import subprocess
 import threading
-import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Final
+from typing import IO, BinaryIO, Final
+
+from isal.igzip_lib import DECOMP_GZIP, IgzipDecompressor, IsalError
 
 from alcove.errors import AlcoveError, ImageFormatError, MachineError
 from alcove.image.sources.container import OnBytes
@@ -30,7 +31,8 @@ STAGE: Final = "reading the layers"
 _AT_ONCE: Final = 4  # layers that are made ready at the same time, at a few chunks of memory each
 _CHUNK: Final = 1 << 20
 _PLAIN_CHUNK: Final = 2 << 20  # after each, a thread may have to wait for one that runs Python
-_COMPRESSED_CHUNK: Final = 1 << 17  # zlib gives back what it did not use of it, as a copy
+_COMPRESSED_CHUNK: Final = 1 << 17  # what a gzip member leaves of it is copied for the next
+_GZIP_HEADER: Final = 1 << 12  # a member's header is shorter
 _DIGEST: Final = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
 _GZIP: Final = b"\x1f\x8b"  # RFC 1952 §2.3.1
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"  # RFC 8878 §3.1.1
@@ -271,28 +273,22 @@ def _no_room(spool: Path, error: OSError) -> MachineError:
 
 def _gunzipped(blob: _Blob) -> Generator[bytes, None, None]:
     """The members of a gzip file, one after the other; at most a chunk at a time, however well it was compressed."""
-    stream = zlib.decompressobj(31)
     data = blob.read(_COMPRESSED_CHUNK)
     try:
         while data:
-            yield stream.decompress(data, _CHUNK)
-            if stream.eof:
-                data = stream.unused_data or blob.read(_COMPRESSED_CHUNK)
-                stream = zlib.decompressobj(31) if data else stream
-            else:
-                data = stream.unconsumed_tail or blob.read(_COMPRESSED_CHUNK)
-        yield from _rest(stream)
-    except zlib.error as error:
+            if len(data) < _GZIP_HEADER:
+                data += blob.read(_COMPRESSED_CHUNK)  # ISA-L does not take some headers in pieces
+            stream = IgzipDecompressor(DECOMP_GZIP)
+            while not stream.eof:
+                if stream.needs_input and not data:
+                    data = blob.read(_COMPRESSED_CHUNK)
+                    if not data:
+                        raise _BrokenError("it ends in the middle")
+                chunk, data = stream.decompress(data, _CHUNK), b""
+                yield chunk
+            data = stream.unused_data or blob.read(_COMPRESSED_CHUNK)
+    except IsalError as error:  # type: ignore[misc]  # a class, whatever its stub says
         raise _BrokenError(str(error)) from None
-
-
-def _rest(stream: Any) -> Iterator[bytes]:
-    """What zlib still holds when the input is used up."""
-    while not stream.eof:
-        chunk = stream.decompress(b"", _CHUNK)
-        if not chunk:
-            raise _BrokenError("it ends in the middle")
-        yield chunk
 
 
 def _unzstd(blob: _Blob) -> Generator[bytes, None, None]:
