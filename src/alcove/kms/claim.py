@@ -5,14 +5,17 @@ Core: a request in; a `Claim` out, of which nothing is believed yet.
 
 from __future__ import annotations
 
+import functools
 import re
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote, unquote
 
 from alcove.kms.errors import KmsError
 
 ALGORITHM: Final = "AWS4-HMAC-SHA256"
+MAX_KEPT: Final = 512  # characters of a credential with its signed headers that are kept
 MAX_EXPIRES: Final = 604_800  # seconds: seven days, for presigned requests
 SINGLE: Final = frozenset(
     {"host", "x-amz-date", "x-amz-target", "x-amz-security-token", "content-type", "authorization"}
@@ -35,14 +38,29 @@ class SignedRequest:
     query: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    _fields: dict[str, list[str]] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        fields = self._fields
+        for name, value in self.headers:
+            if name in fields:
+                fields[name].append(value)
+            else:
+                fields[name] = [value]
+
+    @property
+    def names(self) -> AbstractSet[str]:
+        """The names of the headers that are there."""
+        return self._fields.keys()
 
     def values(self, name: str) -> list[str]:
         """Every value of one header."""
-        return [value for key, value in self.headers if key == name]
+        return self._fields.get(name, [])
 
     def value(self, name: str) -> str | None:
         """The first value of one header, or None."""
-        return next((value for key, value in self.headers if key == name), None)
+        found = self._fields.get(name)
+        return found[0] if found else None
 
     def parameters(self) -> list[tuple[str, str]]:
         """The parameters of the query, decoded; a plus sign is one."""
@@ -104,10 +122,10 @@ def read_claim(request: SignedRequest) -> Claim:
         raise incomplete("a request is signed in its Authorization header or in its query, not in both")
     if not headers and not presigned:
         raise KmsError("MissingAuthenticationTokenException", "Missing Authentication Token")
-    present = [name for name, _ in request.headers]
-    for name in sorted(SINGLE):
-        if present.count(name) > 1:
-            raise incomplete(f"the header {name} is there more than once")
+    if len(request.names) != len(request.headers):
+        for name in sorted(SINGLE):
+            if len(request.values(name)) > 1:
+                raise incomplete(f"the header {name} is there more than once")
     return _presigned(request) if presigned else _signed(request, headers[0])
 
 
@@ -143,7 +161,16 @@ def _signed(request: SignedRequest, header: str) -> Claim:
     credential, names, signature = match.groups()
     stamp = _checked(request.value("x-amz-date") or request.value("date") or "", "x-amz-date")
     token = request.value("x-amz-security-token")
-    return Claim(_scope(credential), tuple(names.split(";")), signature, stamp, token, _canonical(request.parameters()))
+    query = _canonical(request.parameters()) if request.query else ""
+    known = _named if len(credential) + len(names) <= MAX_KEPT else _named.__wrapped__
+    scope, signed = known(credential, names)
+    return Claim(scope, signed, signature, stamp, token, query)
+
+
+@functools.lru_cache(maxsize=4096)
+def _named(credential: str, names: str) -> tuple[Scope, tuple[str, ...]]:
+    """Scope and signed headers: the same in all requests of a client on one day, so they are kept."""
+    return _scope(credential), tuple(names.split(";"))
 
 
 def _presigned(request: SignedRequest) -> Claim:
