@@ -14,7 +14,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import botocore.loaders
 
@@ -26,6 +26,8 @@ ALSO_ATTESTED: Final = ("GenerateMac", "PutKeyPolicy", "ReEncrypt", "Sign")
 MAX_SHOWN: Final = 256  # characters of a refused value that a message repeats
 
 Shape = Mapping[str, Any]
+_Reader = Callable[[Any, str, list[str]], Any]
+"""(JSON value, its path, problems to add to) → the value as handlers have it."""
 
 
 class Model:
@@ -38,11 +40,13 @@ class Model:
     def __init__(self, description: Mapping[str, Any]) -> None:
         self._shapes: Mapping[str, Shape] = description["shapes"]
         self._operations: Mapping[str, Any] = description["operations"]
+        self._names = frozenset(self._operations)
+        self._readers: dict[str, _Reader] = {}
 
     @property
     def operations(self) -> frozenset[str]:
         """Names of every operation of the model, served or not."""
-        return frozenset(self._operations)
+        return self._names
 
     def members(self, operation: str) -> frozenset[str]:
         """Names of the request members of an operation."""
@@ -58,11 +62,11 @@ class Model:
         value = decode_json(body)
         problems: list[str] = []
         shape = self._operations[operation].get("input")
-        parsed = self._read(shape["shape"], value, "", problems) if shape else {}
+        parsed = self._reader(shape["shape"])(value, "", problems) if shape else {}
         if problems:
             many = "error" if len(problems) == 1 else "errors"
             raise validation(f"{len(problems)} validation {many} detected: {'; '.join(problems)}")
-        return dict(parsed)
+        return cast("dict[str, Any]", parsed)
 
     def render(self, operation: str, result: Mapping[str, Any]) -> bytes:
         """The answer's JSON; an empty body for an operation without output (§1.3).
@@ -73,37 +77,67 @@ class Model:
         output = self._operations[operation].get("output")
         if output is None:
             return b""
-        return json.dumps(self._write(output["shape"], result), separators=(",", ":")).encode()
+        return _ENCODER.encode(self._write(output["shape"], result)).encode()
 
-    def _read(self, name: str, value: Any, path: str, problems: list[str]) -> Any:
-        shape = self._shapes[name]
+    def _reader(self, name: str) -> _Reader:
+        """What reads values of a shape; made when it is first needed, for shapes may hold themselves."""
+        if name not in self._readers:
+            self._readers[name] = self._made_reader(self._shapes[name])
+        return self._readers[name]
+
+    def _made_reader(self, shape: Shape) -> _Reader:
         kind = shape["type"]
         if kind not in _READERS:
-            raise KmsError("SerializationException", f"the type of {path} is not served")
-        value = _READERS[kind](value, path)
+            return _unserved
         if kind == "structure":
-            return self._read_structure(shape, value, path, problems)
-        if kind == "list":
-            items = enumerate(value, 1)
-            value = [self._read(shape["member"]["shape"], v, f"{path}.{i}.member", problems) for i, v in items]
-        elif kind == "map":
-            inner, key = shape["value"]["shape"], shape["key"]["shape"]
-            value = {
-                self._read(key, k, f"{path}.key", problems): self._read(inner, v, f"{path}.{k}.value", problems)
-                for k, v in value.items()
-            }
-        problems += (f"{_shown(shape, value, path)} failed to satisfy constraint: {c}" for c in _broken(shape, value))
-        return value
+            return self._structure_reader(shape)
+        typed, checks = _READERS[kind], bool(_CONSTRAINTS & shape.keys())
+        inner = self._list_reader(shape) if kind == "list" else self._map_reader(shape) if kind == "map" else None
 
-    def _read_structure(self, shape: Shape, value: dict[str, Any], path: str, problems: list[str]) -> dict[str, Any]:
-        parsed = {}
-        for member, target in shape["members"].items():
-            place = f"{path}.{_camel(member)}" if path else _camel(member)
-            if value.get(member) is not None:
-                parsed[member] = self._read(target["shape"], value[member], place, problems)
-            elif member in shape.get("required", ()):
-                problems.append(f"Value null at '{place}' failed to satisfy constraint: Member must not be null")
-        return parsed
+        def read(value: Any, path: str, problems: list[str]) -> Any:
+            value = typed(value, path)
+            if inner is not None:
+                value = inner(value, path, problems)
+            if checks:
+                broken = _broken(shape, value)
+                problems += (f"{_shown(shape, value, path)} failed to satisfy constraint: {c}" for c in broken)
+            return value
+
+        return read
+
+    def _list_reader(self, shape: Shape) -> _Reader:
+        member = shape["member"]["shape"]
+
+        def read(value: list[Any], path: str, problems: list[str]) -> list[Any]:
+            item = self._reader(member)
+            return [item(v, f"{path}.{i}.member", problems) for i, v in enumerate(value, 1)]
+
+        return read
+
+    def _map_reader(self, shape: Shape) -> _Reader:
+        def read(value: dict[str, Any], path: str, problems: list[str]) -> dict[str, Any]:
+            key, inner = self._reader(shape["key"]["shape"]), self._reader(shape["value"]["shape"])
+            return {key(k, f"{path}.key", problems): inner(v, f"{path}.{k}.value", problems) for k, v in value.items()}
+
+        return read
+
+    def _structure_reader(self, shape: Shape) -> _Reader:
+        required = frozenset(shape.get("required", ()))
+        members = [(member, _camel(member), target["shape"]) for member, target in shape["members"].items()]
+        typed = _READERS["structure"]
+
+        def read(value: Any, path: str, problems: list[str]) -> dict[str, Any]:
+            value, parsed = typed(value, path), {}
+            for member, shown, target in members:
+                given = value.get(member)
+                if given is not None:
+                    parsed[member] = self._reader(target)(given, f"{path}.{shown}" if path else shown, problems)
+                elif member in required:
+                    place = f"{path}.{shown}" if path else shown
+                    problems.append(f"Value null at '{place}' failed to satisfy constraint: Member must not be null")
+            return parsed
+
+        return read
 
     def _write(self, name: str, value: Any) -> Any:
         shape = self._shapes[name]
@@ -139,8 +173,9 @@ def decode_json(body: bytes) -> dict[str, Any]:
     """
     try:
         text = body.decode("utf-8")
-        value = json.loads(text or "{}", object_pairs_hook=_unique, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # refuses a lone surrogate written as an escape
+        value = _DECODER.decode(text or "{}")
+        if "\\u" in text:  # a lone surrogate can only be written as an escape
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise KmsError("SerializationException", "the body is not a JSON object of this service") from error
     if not isinstance(value, dict):
@@ -157,6 +192,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(name)
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
+
+
+def _unserved(value: Any, path: str, problems: list[str]) -> Any:
+    del value, problems
+    raise KmsError("SerializationException", f"the type of {path} is not served")
 
 
 def _camel(member: str) -> str:
@@ -190,6 +234,9 @@ _READERS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "timestamp": _typed((int, float), "number"),
     "blob": _blob,
 }
+
+
+_CONSTRAINTS: Final = frozenset({"min", "max", "enum", "pattern"})
 
 
 def _broken(shape: Shape, value: Any) -> list[str]:
