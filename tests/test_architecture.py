@@ -31,7 +31,7 @@ LAYERS: dict[str, set[str]] = {
 FREE = {"errors", "types", "pkcs11", "__init__", ""}
 SHELL_MODULES = {
     "asyncio", "fcntl", "http", "mmap", "os", "random", "secrets", "select", "selectors", "shutil", "signal",
-    "socket", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "urllib.request", "uvicorn",
+    "socket", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "urllib.request", "uvloop",
 }  # fmt: skip
 
 

@@ -159,7 +159,6 @@ def rotate(arguments: argparse.Namespace) -> None:
         output.text(root.hex)
         output.say("it signs nothing yet: give `alcove ca export --all` to verifiers, then `alcove ca rotate --switch`")
         return
-    ca_keys.refuse_new_key(arguments)
     renew = frozenset(Level if arguments.switch else [*Level][_LEVELS.index(arguments.level) :])
     if arguments.switch:
         old = ca_keys.load(paths.authority)
@@ -181,8 +180,7 @@ def rotate(arguments: argparse.Namespace) -> None:
 
 def forget(arguments: argparse.Namespace) -> None:
     """Drop a former root."""
-    former = ca_keys.load(Paths.from_environment().authority).forget_root(arguments.fingerprint)
-    output.say(f"no longer trusted on this machine: {former}")
+    ca_keys.load(Paths.from_environment().authority).forget_root(arguments.fingerprint)
 
 
 def request(arguments: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -27,6 +28,8 @@ class AuditLog:
     """
 
     def __init__(self, path: Path) -> None:
+        self._waiting: list[bytes] = []
+        self._broken = False
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -34,7 +37,7 @@ class AuditLog:
             raise MachineError(f"cannot open the audit log {path}: {error.strerror}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._sequence, self._previous = self._resume()
+            self._durable = self._sequence, self._previous = self._resume()
         except BlockingIOError:
             os.close(self._file)
             raise UsageError(f"the audit log {path} is in use", hint="is another KMS running?") from None
@@ -43,24 +46,44 @@ class AuditLog:
             raise UsageError(f"the last record of the audit log {path} is damaged", hint="move the file away") from None
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Writes one record durably.
+        """Takes one record into the chain; it is durable after the next `commit`.
 
         Raises:
-            OSError: It is not on disk; the call must fail.
+            OSError: The log ends in half a record, which could not be taken back.
         """
+        if self._broken:
+            raise OSError(errno.EIO, "the audit log ends in half a record")
         line = chained(record, self._sequence + 1, self._previous)
+        self._sequence, self._previous = self._sequence + 1, digest(line)
+        self._waiting.append(line)
+
+    def commit(self) -> None:
+        """Writes every record that was taken durably, all in one go.
+
+        Raises:
+            OSError: They are not on disk, and the chain goes on without them; their calls must fail.
+        """
+        if not self._waiting:
+            return
+        lines, self._waiting = self._waiting, []
         end = os.lseek(self._file, 0, os.SEEK_END)
         try:
-            _write_all(self._file, line)
+            _write_all(self._file, b"".join(lines))
             os.fdatasync(self._file)
         except OSError:
+            self._sequence, self._previous = self._durable
+            self._broken = True
             os.ftruncate(self._file, end)  # no half record in front of the next one
+            self._broken = False
             raise
-        self._sequence, self._previous = self._sequence + 1, digest(line)
+        self._durable = self._sequence, self._previous
 
     def close(self) -> None:
-        """Lets go of the file."""
-        os.close(self._file)
+        """Makes what was taken durable, and lets go of the file."""
+        try:
+            self.commit()
+        finally:
+            os.close(self._file)
 
     def _resume(self) -> tuple[int, str]:
         """Number and hash of the last record. A torn last line was never answered for, so it is cut off."""

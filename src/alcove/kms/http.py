@@ -1,112 +1,84 @@
-"""The HTTP face of the service: a plain ASGI callable, one POST dispatched on X-Amz-Target (kms.md §1)."""
+"""The HTTP face of the service: which request is for whom, and no answer before its record is durable (kms.md §1, §24).
+
+The records of all requests that came in one turn of the event loop are made durable together, then their answers leave:
+one wait for the disk serves them all.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from alcove.kms.call import Answer, Peer
 from alcove.kms.claim import SignedRequest
+from alcove.kms.connection import Respond
 from alcove.kms.errors import KmsError
 from alcove.kms.material import KeyPending, make_pair
 from alcove.kms.service import Service
 from alcove.kms.sts import Sts, is_sts
 
-MAX_BODY_BYTES: Final = 1 << 20  # §1.2
-BODY_TIMEOUT: Final = 30.0  # seconds for a whole body to come
-MAX_USER_AGENT: Final = 512
 MAX_MAKERS: Final = 2  # RSA keys that are being made at once
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_METHODS: Final = ("POST", "GET")
+_HEALTHY: Final = Answer(200, b'{"status":"healthy"}', "", "application/json")
 
 
-class KmsApplication:
-    """The ASGI application of one service, with STS beside it."""
+class KmsFace:
+    """Answers the requests of one process.
 
-    def __init__(self, service: Service, sts: Sts) -> None:
+    Args:
+        service: The KMS.
+        sts: STS beside it.
+        commit: Makes the records of all answers so far durable; raises OSError when it cannot.
+    """
+
+    def __init__(self, service: Service, sts: Sts, commit: Callable[[], None]) -> None:
         self._service = service
         self._sts = sts
+        self._commit = commit
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[tuple[Respond, Answer]] = []
         self._makers = asyncio.Semaphore(MAX_MAKERS)
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one HTTP request; other kinds of connection are not served."""
-        if scope["type"] != "http":
-            raise RuntimeError(f"{scope['type']} is not served")
-        if scope["method"] == "GET" and scope["path"] == "/ping":
-            await _respond(send, Answer(200, b'{"status":"healthy"}', ""))
-            return
-        try:
-            body = await _body(receive)
-            answer = await self._answer(_request(scope, body), _peer(scope))
-        except KmsError as error:
-            answer = Answer(error.status, error.body(), "")
-        except _Gone:
-            return
-        await _respond(send, answer)
+    def handle(self, request: SignedRequest, peer: Peer, respond: Respond) -> None:
+        """Has `respond` called with the answer to a request, in a later turn of the event loop."""
+        if request.method == "GET" and request.path == "/ping":
+            self._answer(respond, _HEALTHY)
+        elif request.path == "/" and request.method in _METHODS and is_sts(request):  # GET: a presigned request
+            self._answer(respond, self._sts.handle(request, peer))
+        elif request.path == "/" and request.method == "POST":
+            self._serve(request, peer, respond)
+        else:
+            error = KmsError("UnknownOperationException", "requests are made with POST /")
+            self._answer(respond, Answer(error.status, error.body(), ""))
 
-    async def _answer(self, request: SignedRequest, peer: Peer) -> Answer:
-        if is_sts(request):
-            return self._sts.handle(request, peer)
+    def _serve(self, request: SignedRequest, peer: Peer, respond: Respond) -> None:
         try:
-            return self._service.handle(request, peer)
+            answer = self._service.handle(request, peer)
         except KeyPending as pending:
-            async with self._makers:
-                made = await asyncio.to_thread(make_pair, pending.spec)
-            return self._service.handle(request, peer, made)
+            task = asyncio.create_task(self._make(pending.spec, request, peer, respond))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._answer(respond, answer)
 
+    async def _make(self, spec: str, request: SignedRequest, peer: Peer, respond: Respond) -> None:
+        async with self._makers:
+            made = await asyncio.to_thread(make_pair, spec)
+        self._answer(respond, self._service.handle(request, peer, made))
 
-class _Gone(Exception):  # noqa: N818 - not an error: the client left
-    """The client closed before its body was whole."""
+    def _answer(self, respond: Respond, answer: Answer) -> None:
+        if not self._waiting:
+            self._loop.call_soon(self._release)
+        self._waiting.append((respond, answer))
 
-
-async def _body(receive: Receive) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise _Gone
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                if size > MAX_BODY_BYTES:
-                    raise KmsError("RequestEntityTooLargeException", f"a body has at most {MAX_BODY_BYTES} bytes")
-                chunks.append(chunk)
-                if not message.get("more_body", False):
-                    return b"".join(chunks)
-    except TimeoutError:
-        raise KmsError("RequestTimeoutException", "the body took too long") from None
-
-
-def _request(scope: Scope, body: bytes) -> SignedRequest:
-    headers = tuple((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"])
-    path = scope.get("raw_path") or scope["path"].encode()
-    query = scope.get("query_string", b"").decode("latin-1")
-    request = SignedRequest(scope["method"], path.decode("latin-1").partition("?")[0], query, headers, body)
-    asked = request.method == "POST" or (request.method == "GET" and is_sts(request))  # presigned requests to STS
-    if not asked or request.path != "/":
-        raise KmsError("UnknownOperationException", "requests are made with POST /")
-    return request
-
-
-def _peer(scope: Scope) -> Peer:
-    address = (scope.get("client") or ("",))[0]
-    agents = [value for name, value in scope["headers"] if name.lower() == b"user-agent"]
-    agent = agents[0].decode("latin-1")[:MAX_USER_AGENT] if agents else ""
-    return Peer(address, agent, scope.get("scheme") == "https")
-
-
-async def _respond(send: Send, answer: Answer) -> None:
-    headers = [
-        (b"content-type", answer.content_type.encode()),
-        (b"content-length", str(len(answer.body)).encode()),
-        (b"cache-control", b"no-store"),
-    ]
-    if answer.request_id:
-        headers.append((b"x-amzn-requestid", answer.request_id.encode()))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    def _release(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        try:
+            self._commit()
+        except OSError:
+            fault = KmsError("KMSInternalException", "The call could not be recorded.")
+            waiting = [(respond, Answer(fault.status, fault.body(), answer.request_id)) for respond, answer in waiting]
+        for respond, answer in waiting:
+            respond(answer)

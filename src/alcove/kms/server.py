@@ -1,4 +1,4 @@
-"""Runs the service: store, audit log, listening socket, uvicorn; a clean end on SIGTERM and SIGINT."""
+"""Runs the service: store, audit log, listening socket; a clean end on SIGTERM and SIGINT."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import socket
 import sqlite3
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import uvicorn
+import uvloop
 
 from alcove.attestation.verify import Root
 from alcove.errors import MachineError, UsageError
 from alcove.kms.audit import AuditLog
 from alcove.kms.call import Tools
-from alcove.kms.http import KmsApplication
+from alcove.kms.connection import Connection
+from alcove.kms.http import KmsFace
 from alcove.kms.keys import Realm
 from alcove.kms.model import kms_model
 from alcove.kms.rootplace import RootPlace
@@ -32,9 +34,9 @@ from alcove.kms.sts import Sts
 from alcove.kms.upkeep import housekeeping
 
 DEFAULT_REGION: Final = "us-east-1"
-KEEP_ALIVE: Final = 65  # seconds; longer than botocore's 60 for an idle connection
 GRACE: Final = 5  # seconds that open requests get at the end
 PURGE_INTERVAL: Final = 3600.0
+SWEEP_INTERVAL: Final = 1.0
 USAGE_INTERVAL: Final = 60.0  # seconds for which last uses of keys are in memory alone
 BACKLOG: Final = 512
 
@@ -102,28 +104,18 @@ def serve(
         audit = stack.enter_context(contextlib.closing(AuditLog(config.audit)))
         listener = stack.enter_context(contextlib.closing(_listen(config)))
         tools = _tools(config, store)
-        application = _application(config, tools, audit)
         host, port = listener.getsockname()[:2]
         name = f"[{host}]" if ":" in host else host
         url = f"{'https' if context else 'http'}://{name}:{port}"
-        settings = _uvicorn(application, context, config.grace)
-        server = _Server(settings, (lambda: ready(url)) if ready else (lambda: None))
-        chores = (
-            _purge(lambda: housekeeping(tools, config.clock().timestamp())),
-            _save(lambda: tools.usages.save(tools.store)),
-        )
-        asyncio.run(_run(server, listener, chores, stop))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            told = (lambda: ready(url)) if ready else (lambda: None)
+            runner.run(_run(config, tools, audit, listener=listener, context=context, ready=told, stop=stop))
         tools.usages.save(tools.store)
 
 
 def _tools(config: ServeConfig, store: SqliteStore) -> Tools:
     regions = tuple(dict.fromkeys((config.region, *config.more_regions)))
     return Tools(store, Realm(store.account, config.region), secrets.token_bytes, regions)
-
-
-def _application(config: ServeConfig, tools: Tools, audit: AuditLog) -> KmsApplication:
-    service = Service(tools, kms_model(), config.roots, audit.append, config.clock)
-    return KmsApplication(service, Sts(tools, audit.append, config.clock))
 
 
 def _check(config: ServeConfig) -> None:
@@ -161,59 +153,62 @@ def _listen(config: ServeConfig) -> socket.socket:
     return listener
 
 
-def _uvicorn(application: KmsApplication, context: ssl.SSLContext | None, grace: int) -> uvicorn.Config:
-    config = uvicorn.Config(
-        application,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=grace,
-    )
-    config.load()
-    config.ssl = context
-    return config
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling, and with word when it is up."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def _run(
-    server: _Server, listener: socket.socket, chores: Sequence[Coroutine[Any, Any, None]], stop: threading.Event | None
+    config: ServeConfig,
+    tools: Tools,
+    audit: AuditLog,
+    *,
+    listener: socket.socket,
+    context: ssl.SSLContext | None,
+    ready: Callable[[], None],
+    stop: threading.Event | None,
 ) -> None:
-    loop = asyncio.get_running_loop()
-
-    def end() -> None:
-        server.should_exit = True
-
+    """Answers until it is told to end; then what is being answered still is."""
+    loop, ending = asyncio.get_running_loop(), asyncio.Event()
     if stop is None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, end)
+            loop.add_signal_handler(number, ending.set)
+    service = Service(tools, kms_model(), config.roots, audit.append, config.clock)
+    face = KmsFace(service, Sts(tools, audit.append, config.clock), audit.commit)
+    connections: set[Connection] = set()
+    server = await loop.create_server(
+        lambda: Connection(face, connections, secure=context is not None), sock=listener, ssl=context, backlog=BACKLOG
+    )
+    chores = [
+        _purge(lambda: housekeeping(tools, config.clock().timestamp())),
+        _save(lambda: tools.usages.save(tools.store)),
+        _sweep(connections),
+        *([_watch(stop, ending)] if stop else []),
+    ]
     working = [asyncio.create_task(chore) for chore in chores]
-    watching = asyncio.create_task(_watch(stop, end)) if stop else None
-    try:
-        await server.serve(sockets=[listener])
-    finally:
-        for task in filter(None, (*working, watching)):
-            task.cancel()
+    ready()
+    await ending.wait()
+    server.close()
+    for task in working:
+        task.cancel()
+    await _drain(connections, config.grace)
+
+
+async def _drain(connections: set[Connection], grace: float) -> None:
+    """Lets open requests have their answers, for a while."""
+    for connection in list(connections):
+        connection.end()
+    until = time.monotonic() + grace
+    while connections and time.monotonic() < until:  # noqa: ASYNC110 - they leave one by one, at the end alone
+        await asyncio.sleep(0.01)
+    for connection in list(connections):
+        connection.abort()
+    await asyncio.sleep(0)
+
+
+async def _sweep(connections: set[Connection]) -> None:
+    """Ends the connections whose time is over."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        await asyncio.sleep(SWEEP_INTERVAL)
+        now = clock()
+        for connection in [one for one in connections if one.deadline <= now]:
+            connection.expire()
 
 
 async def _purge(tidy: Callable[[], None]) -> None:
@@ -230,7 +225,7 @@ async def _save(usages: Callable[[], None]) -> None:
             usages()
 
 
-async def _watch(stop: threading.Event, end: Callable[[], None]) -> None:
+async def _watch(stop: threading.Event, ending: asyncio.Event) -> None:
     while not stop.is_set():  # noqa: ASYNC110 - the event belongs to another thread
         await asyncio.sleep(0.05)
-    end()
+    ending.set()
