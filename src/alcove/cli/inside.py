@@ -17,6 +17,8 @@ from alcove.cli import output
 from alcove.errors import AlcoveError
 
 COMMANDS: Final = {
+    "run": ("alcove.cli.inside_run", "run an application, with what it needs beside it"),
+    "egress": ("alcove.cli.inside_egress", "an HTTP proxy on the enclave's loopback, whose list is measured"),
     "ingress": ("alcove.cli.inside_ingress", "lead vsock ports to TCP servers on the enclave's loopback"),
 }
 

@@ -1,0 +1,47 @@
+"""``alcove-enclave run``: an application, and what it needs beside it, in one command for an image's CMD."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import Final
+
+from alcove.cli.inside_egress import add_egress, egress_config
+from alcove.errors import UsageError
+from alcove.proxy import companions, ports
+from alcove.proxy.companions import Companions
+
+_EXAMPLE: Final = """\
+example, in a Dockerfile:
+  COPY egress.rules /etc/alcove/egress.rules
+  CMD ["alcove-enclave", "run", "--egress", "--ingress", "443:8443", "--", "python3", "/app/server.py"]"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to start, and beside what."""
+    parser.epilog = _EXAMPLE
+    parser.add_argument("--egress", action="store_true", help="the egress proxy, and HTTPS_PROXY for the program")
+    add_egress(parser)
+    parser.add_argument(
+        "--ingress",
+        action="append",
+        default=[],
+        metavar="VSOCKPORT[:TCPPORT]",
+        help="lead a vsock port to a server",
+    )
+    parser.add_argument("program", metavar="PROGRAM")
+    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the program; its status is ours."""
+    if arguments.dns and not arguments.egress:
+        raise UsageError("--dns is of the egress proxy", hint="add --egress")
+    wanted = Companions(
+        egress_config(arguments) if arguments.egress else None,
+        resolver=arguments.dns,
+        ingress=[ports.parse(text, max_port=ports.MAX_VSOCK, max_target=ports.MAX_TCP) for text in arguments.ingress],
+    )
+    if arguments.dns:
+        companions.use_resolver()
+    return asyncio.run(companions.run(wanted, [arguments.program, *arguments.arguments]))
