@@ -166,16 +166,20 @@ def interrupt(place: Place, argv: list[str], moment: Callable[[], object]) -> st
     return said.read_text()
 
 
+def dockerfile(place: Place, step: str) -> Path:
+    """A directory with a Dockerfile that ends in this step, and a program for it."""
+    context = place.directory / "context"
+    context.mkdir()
+    shutil.copy("/usr/bin/busybox", context / "busybox")
+    (context / "Dockerfile").write_text(f"FROM scratch\nCOPY --chmod=755 busybox /bin/busybox\n{step}\n")
+    return context
+
+
 @needs_buildah
 def test_ctrl_c_during_a_run_step_leaves_nothing(place: Place, image_name: str) -> None:
     """The step's own process ends too; no image, no temporary directory."""
     seconds = f"61.{os.getpid()}"
-    context = place.directory / "context"
-    context.mkdir()
-    shutil.copy("/usr/bin/busybox", context / "busybox")
-    (context / "Dockerfile").write_text(
-        f'FROM scratch\nCOPY --chmod=755 busybox /bin/busybox\nRUN ["/bin/busybox", "sleep", "{seconds}"]\n'
-    )
+    context = dockerfile(place, f'RUN ["/bin/busybox", "sleep", "{seconds}"]')
     interrupt(place, place.command(image_name, "--docker-dir", context), lambda: running(seconds))
     wait(lambda: not running(seconds), 10)
     place.assert_nothing_left()
@@ -392,3 +396,24 @@ def test_artifacts_go_where_aws_puts_them(place: Place, layout: Callable[..., st
     assert list(artifacts.iterdir()) == []
     done = place.run(layout(), environment={"NITRO_CLI_ARTIFACTS": str(place.target / "below-a-file")})
     assert done.returncode == 51
+
+
+@needs_buildah
+def test_artifacts_may_go_to_a_relative_path(place: Place, image_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken from where the user is, also by the steps of a Dockerfile."""
+    monkeypatch.chdir(place.directory)
+    context = dockerfile(place, 'RUN ["/bin/busybox", "touch", "/made"]\nCMD ["/bin/busybox"]')
+    done = place.run(image_name, "--docker-dir", context, environment={"NITRO_CLI_ARTIFACTS": "work/here"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_full_disk_while_an_image_is_copied_has_its_own_hint(place: Place) -> None:
+    """What helps is another place for temporary files; skopeo's words come along."""
+    programs = place.directory / "programs"
+    programs.mkdir()
+    (programs / "skopeo").write_text("#!/bin/sh\necho 'writing blob: write /x: no space left on device' >&2; exit 1\n")
+    (programs / "skopeo").chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    done = place.run("docker-archive:app.tar", environment={"PATH": path})
+    assert done.returncode == 50
+    assert "no space left on device\nhint: set NITRO_CLI_ARTIFACTS or TMPDIR" in done.stderr

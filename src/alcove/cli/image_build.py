@@ -94,7 +94,7 @@ def _artifacts() -> Path | None:
     name = os.environ.get("NITRO_CLI_ARTIFACTS")
     if not name:
         return None
-    path = Path(name)
+    path = Path(name).absolute()  # buildah has another working directory
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -194,7 +194,8 @@ def _custom_metadata(path: Path | None) -> dict[str, Any] | None:
 def _check_files(request: BuildRequest) -> None:
     """Fail before the long part, not after it."""
     directory = request.output_file.parent
-    if not directory.is_dir() or not os.access(directory, os.W_OK) or request.output_file.is_dir():
+    taken = request.output_file.exists() and not request.output_file.is_file()  # a directory or a device
+    if taken or not directory.is_dir() or not os.access(directory, os.W_OK):
         hint = "give --output-file a path in a directory that can be written"
         raise UsageError(f"cannot write `{request.output_file}`", hint=hint, code="E19")
     blobs = request.blobs

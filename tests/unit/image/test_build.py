@@ -212,11 +212,15 @@ def test_an_image_that_cannot_be_an_enclave_fails_the_build(
     assert caught.value.code in {"E48", "E50"}
 
 
-def test_an_output_in_a_missing_directory_fails_before_the_work(request_for: Callable[..., BuildRequest]) -> None:
-    """E19, at once."""
+@pytest.mark.parametrize("output", ["/nonexistent/app.eif", "/dev/null", "/"])
+def test_an_output_that_cannot_be_written_fails_before_the_work(
+    request_for: Callable[..., BuildRequest], output: str
+) -> None:
+    """E19, at once: in a missing directory, for a device and for a directory."""
+    said: list[str] = []
     with pytest.raises(UsageError, match="cannot write") as caught:
-        build_enclave(request_for("x", output_file=Path("/nonexistent/app.eif")), silent)
-    assert caught.value.code == "E19"
+        build_enclave(request_for("x", output_file=Path(output)), said.append)
+    assert (caught.value.code, said) == ("E19", [])
 
 
 @pytest.mark.parametrize("text", ["[]", "1", "{", '{"a": "' + "x" * 4096 + '"}'])

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from alcove.errors import ImageFormatError, InputError, MachineError, UsageError
-from alcove.image.sources import directory, oci, references
+from alcove.image.sources import directory, limits, oci, references
 from alcove.image.sources.container import ARCHITECTURES, PLATFORMS, ContainerImage, OnBytes, silent
 from alcove.image.sources.credentials import auth_file
 from alcove.image.sources.programs import ProgramError, run
@@ -247,7 +247,8 @@ def _refuse(reason: str) -> None:
 
 
 def _not_fetched(reason: str) -> MachineError:
-    return MachineError(f"the container image could not be fetched: {reason}", hint=HINTS["E50"], code="E50")
+    hint = limits.NO_ROOM if "no space left on device" in reason else HINTS["E50"]
+    return MachineError(f"the container image could not be fetched: {reason}", hint=hint, code="E50")
 
 
 def _nowhere(name: str, refusals: Mapping[str, str]) -> MachineError:

@@ -25,7 +25,7 @@ from isal.igzip_lib import DECOMP_GZIP, IgzipDecompressor, IsalError
 
 from alcove.errors import AlcoveError, ImageFormatError, MachineError
 from alcove.image.sources.container import OnBytes
-from alcove.image.sources.limits import Limits
+from alcove.image.sources.limits import NO_ROOM, Limits
 
 STAGE: Final = "reading the layers"
 _AT_ONCE: Final = 4  # layers that are made ready at the same time, at a few chunks of memory each
@@ -267,8 +267,7 @@ def _write(out: BinaryIO, chunk: bytes, spool: Path) -> None:
 
 
 def _no_room(spool: Path, error: OSError) -> MachineError:
-    hint = "set NITRO_CLI_ARTIFACTS or TMPDIR to a directory with room for the unpacked image"
-    return MachineError(f"a layer cannot be unpacked to `{spool.parent}`: {error.strerror}", hint=hint, code="E48")
+    return MachineError(f"a layer cannot be unpacked to `{spool.parent}`: {error.strerror}", hint=NO_ROOM, code="E48")
 
 
 def _gunzipped(blob: _Blob) -> Generator[bytes, None, None]:

@@ -20,6 +20,8 @@ MAX_TREE: Final = 1 << 30  # ours: about two million files
 ENTRY: Final = 500  # bytes of memory, measured: a node, its name in a directory, its offsets
 PIECE: Final = 120  # bytes of memory: a pair of numbers
 
+NO_ROOM: Final = "set NITRO_CLI_ARTIFACTS or TMPDIR to a directory with room for the unpacked image"
+
 _SIZE: Final = re.compile(r"([0-9]{1,15})([KMGT]?)")
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
