@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from alcove.errors import InputError, MachineError, UsageError
-from alcove.kms.sqlite_root import SCHEMA_VERSION, read_meta
+from alcove.kms.sqlite_store import read_meta
+from alcove.kms.table_root import SCHEMA_VERSION
 
 _SIDES: Final = ("-wal", "-shm", "-journal")
 PAGES: Final = 256  # copied at a time; writers get their turn in between

@@ -12,13 +12,13 @@ from typing import Final
 
 from alcove.errors import MachineError, UsageError
 from alcove.kms.rootplace import RootPlace
-from alcove.kms.sqlite_keys import SCHEMA as KEY_SCHEMA
-from alcove.kms.sqlite_keys import KeyTables
-from alcove.kms.sqlite_names import SCHEMA as NAME_SCHEMA
-from alcove.kms.sqlite_names import NameTables
-from alcove.kms.sqlite_root import SCHEMA as ROOT_SCHEMA
-from alcove.kms.sqlite_root import RootTables
-from alcove.kms.sqlite_users import SCHEMA as USER_SCHEMA
+from alcove.kms.table_keys import SCHEMA as KEY_SCHEMA
+from alcove.kms.table_keys import KeyTables
+from alcove.kms.table_names import SCHEMA as NAME_SCHEMA
+from alcove.kms.table_names import NameTables
+from alcove.kms.table_root import SCHEMA as ROOT_SCHEMA
+from alcove.kms.table_root import RootTables
+from alcove.kms.table_users import SCHEMA as USER_SCHEMA
 
 _SCHEMA: Final = ROOT_SCHEMA + USER_SCHEMA + KEY_SCHEMA + NAME_SCHEMA
 
@@ -54,10 +54,14 @@ def open_store(
 class SqliteStore(KeyTables, NameTables, RootTables):
     """One connection to one file; use it from one thread at a time. Made by `open_store`."""
 
+    _conflict = sqlite3.IntegrityError
+
     def __init__(self, path: Path, place: RootPlace, account: str | None, *, exclusive: bool = False) -> None:
+        super().__init__()
         self._lock = _lock(path, exclusive=exclusive)
-        self._depth = 0
-        self._database = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+        self._connection = self._database = sqlite3.connect(
+            path, timeout=10, isolation_level=None, check_same_thread=False
+        )
         try:
             pragmas = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON", "temp_store=2")
             for pragma in pragmas:
@@ -87,22 +91,32 @@ class SqliteStore(KeyTables, NameTables, RootTables):
         self._depth += 1
         try:
             yield
+            if self._depth == 1:
+                self._database.execute("COMMIT")
         except BaseException:
-            self._depth -= 1
-            if self._depth == 0:
+            if self._depth == 1:
                 self._erased = False
-                self._database.execute("ROLLBACK")
+                if self._connection.in_transaction:  # a disk that is full may have ended it already
+                    self._database.execute("ROLLBACK")
             raise
-        self._depth -= 1
-        if self._depth == 0:
-            self._database.execute("COMMIT")
-            self._scrub()
+        finally:
+            self._depth -= 1
+        if self._depth == 0 and self._erased:  # out of the log too, where its page would stay until a checkpoint
+            self._erased = False
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    _transaction = transaction
+    def _version(self) -> object:
+        """Our own changes, and a number that SQLite gives another value when somebody else has committed."""
+        (others,) = self._connection.execute("PRAGMA data_version").fetchone()
+        return self._connection.total_changes, others
+
+    def _sweep(self) -> None:
+        self._database.execute("VACUUM")
+        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         """Lets go of the database."""
-        self._database.close()
+        self._connection.close()
         os.close(self._lock)
 
 
@@ -115,3 +129,15 @@ def _lock(path: Path, *, exclusive: bool) -> int:
         os.close(descriptor)
         raise UsageError(f"the store {path} is in use", hint="end `alcove kms serve` first") from None
     return descriptor
+
+
+def read_meta(path: Path) -> dict[str, str]:
+    """What a store says of itself without its root key: account, schema, fingerprint; empty when it is no store."""
+    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        rows = database.execute("SELECT name, value FROM meta WHERE name<>'verifier'").fetchall()
+    except sqlite3.DatabaseError:
+        return {}
+    finally:
+        database.close()
+    return {name: bytes(value).decode(errors="replace") for name, value in rows}

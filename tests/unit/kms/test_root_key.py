@@ -20,8 +20,8 @@ from alcove.kms import rootchange, rootfile
 from alcove.kms.rootfile import Openers
 from alcove.kms.rootkey import RootKey
 from alcove.kms.rootplace import VARIABLE, RootPlace
-from alcove.kms.sqlite_root import WRAPPED
 from alcove.kms.sqlite_store import SqliteStore, open_store
+from alcove.kms.table_root import WRAPPED
 from alcove.kms.users import add_user
 
 PASSPHRASE = b"correct horse battery staple"

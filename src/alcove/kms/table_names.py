@@ -1,14 +1,13 @@
-"""Aliases, grants and last uses in the tables of a SQLite store (kms.md §17, §18, §21)."""
+"""Aliases, grants and last uses in the tables of a store (kms.md §17, §18, §21)."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import astuple, fields
+from dataclasses import fields
 from typing import Any, Final
 
+from alcove.kms.database import Tables, insert
 from alcove.kms.keys import Key
 from alcove.kms.store import Alias, Grant, Usage
 
@@ -32,19 +31,13 @@ _ALIAS: Final = tuple(field.name for field in fields(Alias))
 _GRANT: Final = tuple(field.name for field in fields(Grant))
 
 
-class NameTables:
-    """The part of a SQLite store that has what points to keys."""
-
-    _database: sqlite3.Connection
-
-    def transaction(self) -> AbstractContextManager[None]:
-        """Of the whole store."""
-        raise NotImplementedError
+class NameTables(Tables):
+    """The part of a store that has what points to keys."""
 
     def save_alias(self, alias: Alias) -> None:
         """Adds an alias, or gives it another key."""
         values = tuple(getattr(alias, name) for name in _ALIAS)
-        self._database.execute("INSERT OR REPLACE INTO aliases VALUES (?,?,?,?,?)", values)
+        self._database.execute(insert("aliases", _ALIAS, key=("region", "name")), values)
 
     def remove_alias(self, alias: Alias) -> None:
         """Removes an alias."""
@@ -53,8 +46,12 @@ class NameTables:
     def alias(self, region: str, name: str) -> Alias | None:
         """One alias."""
         query = f"SELECT {', '.join(_ALIAS)} FROM aliases WHERE region=? AND name=?"  # noqa: S608 - constants
-        row = self._database.execute(query, (region, name)).fetchone()
-        return Alias(*row) if row else None
+
+        def read() -> Alias | None:
+            row = self._database.execute(query, (region, name)).fetchone()
+            return Alias(*row) if row else None
+
+        return self._remember(("alias", region, name), read)
 
     def aliases(self, region: str, after: str, limit: int, key_id: str | None = None) -> list[Alias]:
         """Aliases of a Region, or of one key in it, in the order of their names."""
@@ -66,9 +63,8 @@ class NameTables:
     def add_grant(self, grant: Grant) -> None:
         """Adds a grant."""
         changed = {"operations": json.dumps(grant.operations), "constraints": json.dumps(grant.constraints)}
-        marks = ",".join("?" * len(_GRANT))
         values = tuple(changed.get(name, getattr(grant, name)) for name in _GRANT)
-        self._database.execute(f"INSERT INTO grants ({', '.join(_GRANT)}) VALUES ({marks})", values)  # noqa: S608 - constants
+        self._database.execute(insert("grants", _GRANT), values)
 
     def remove_grant(self, grant: Grant) -> None:
         """Removes a grant."""
@@ -85,7 +81,12 @@ class NameTables:
             raise ValueError(f"grants have no {', '.join(match)}")
         where = " AND ".join(["grant_id>?", *(f"{name}=?" for name in match)])
         query = f"SELECT {', '.join(_GRANT)} FROM grants WHERE {where} ORDER BY grant_id LIMIT ?"  # noqa: S608 - checked above
-        return [_grant(row) for row in self._database.execute(query, (after, *match.values(), limit))]
+
+        def read() -> list[Grant]:
+            return [_grant(row) for row in self._database.execute(query, (after, *match.values(), limit))]
+
+        whole = not after and "grantee" in match and "key_id" in match  # what authorization asks with each call
+        return self._remember(("grants", str(limit), *match, *match.values()), read) if whole else read()
 
     def count_grants(self, key: Key) -> int:
         """How many grants a key has."""
@@ -95,11 +96,13 @@ class NameTables:
     def save_usages(self, usages: Sequence[Usage]) -> None:
         """Writes the last uses of keys; keys that are gone are left out."""
         query = (
-            "INSERT OR REPLACE INTO usages SELECT ?1,?2,?3,?4,?5,?6 "
-            "WHERE EXISTS (SELECT 1 FROM keys WHERE region=?1 AND key_id=?2)"
+            "INSERT INTO usages SELECT region, key_id, ?, ?, ?, ? FROM keys WHERE region=? AND key_id=? "
+            "ON CONFLICT (region, key_id) DO UPDATE SET operation=excluded.operation, at=excluded.at, "
+            "event_id=excluded.event_id, request_id=excluded.request_id"
         )
+        rows = [(u.operation, u.at, u.event_id, u.request_id, u.region, u.key_id) for u in usages]
         with self.transaction():
-            self._database.executemany(query, [astuple(usage) for usage in usages])
+            self._database.executemany(query, rows)
 
     def usage(self, region: str, key_id: str) -> Usage | None:
         """The last use of a key that was saved."""

@@ -1,4 +1,4 @@
-"""The root key of a SQLite store: proving that it is the right one, and changing it (kms.md §25).
+"""The root key of a store: proving that it is the right one, and changing it (kms.md §25).
 
 The store holds a verifier, wrapped under its root key, and the root key's fingerprint in clear. A change of the root
 key wraps everything anew in one transaction; the new root key waits in a file of its own until then, so that a crash at
@@ -8,14 +8,14 @@ any moment leaves a root key that opens the store.
 from __future__ import annotations
 
 import secrets
-import sqlite3
 from pathlib import Path
 from typing import Any, Final
 
 from alcove.errors import UsageError
+from alcove.kms.database import insert
 from alcove.kms.rootkey import RootKey
 from alcove.kms.rootplace import RootPlace
-from alcove.kms.sqlite_users import UserTables
+from alcove.kms.table_users import UserTables
 
 DEFAULT_ACCOUNT: Final = "111122223333"
 SCHEMA_VERSION: Final = 2
@@ -32,7 +32,7 @@ _VERIFIER: Final = b"this store was made under this root key"
 
 
 class RootTables(UserTables):
-    """The part of a SQLite store that has the root key."""
+    """The part of a store that has the root key."""
 
     @property
     def fingerprint(self) -> str:
@@ -46,12 +46,16 @@ class RootTables(UserTables):
     def secret(self, name: str) -> bytes:
         """A 32-byte secret that all processes of this store share, and that outlives its root keys."""
         query = "SELECT wrapped FROM secrets WHERE name=?"
-        row = self._database.execute(query, (name,)).fetchone()
-        if row is None:
-            wrapped = self._root.wrap(secrets.token_bytes(32), f"secret/{name}")
-            self._database.execute("INSERT OR IGNORE INTO secrets VALUES (?,?)", (name, wrapped))
+
+        def read() -> bytes:
             row = self._database.execute(query, (name,)).fetchone()
-        return self._root.unwrap(row[0], f"secret/{name}")
+            if row is None:
+                wrapped = self._root.wrap(secrets.token_bytes(32), f"secret/{name}")
+                self._database.execute("INSERT INTO secrets VALUES (?,?) ON CONFLICT DO NOTHING", (name, wrapped))
+                row = self._database.execute(query, (name,)).fetchone()
+            return self._root.unwrap(row[0], f"secret/{name}")
+
+        return self._remember(("secret", name), read)
 
     def rotate(self, place: RootPlace, new: RootKey) -> Path:
         """Wraps everything under a new root key, which is staged already; returns where the former one is kept.
@@ -59,14 +63,13 @@ class RootTables(UserTables):
         Nobody else may have the store open.
         """
         former = self._root
-        with self._transaction():
+        with self.transaction():
             for table in WRAPPED:
                 self._rewrap(table, new)
             self._save_meta("verifier", new.wrap(_VERIFIER, "verifier"))
             self._save_meta("fingerprint", new.fingerprint.encode())
             self._root = new
-        self._database.execute("VACUUM")
-        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._sweep()
         return place.promote(former.fingerprint)
 
     def _rewrap(self, table: str, new: RootKey) -> None:
@@ -83,7 +86,7 @@ class RootTables(UserTables):
         verifier = self._meta("verifier")
         if verifier is None:
             ready = place.load() if place.exists else None
-            with self._transaction():  # two first starts make one root key
+            with self.transaction():  # two first starts make one root key
                 verifier = self._meta("verifier")
                 if verifier is None:
                     return self._first(ready or place.create(), account)
@@ -121,19 +124,7 @@ class RootTables(UserTables):
         return None if row is None else row[0] if name == "verifier" else row[0].decode()
 
     def _save_meta(self, name: str, value: bytes) -> None:
-        self._database.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (name, value))
-
-
-def read_meta(path: Path) -> dict[str, str]:
-    """What a store says of itself without its root key: account, schema, fingerprint; empty when it is no store."""
-    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-    try:
-        rows = database.execute("SELECT name, value FROM meta WHERE name<>'verifier'").fetchall()
-    except sqlite3.DatabaseError:
-        return {}
-    finally:
-        database.close()
-    return {name: bytes(value).decode(errors="replace") for name, value in rows}
+        self._database.execute(insert("meta", ("name", "value"), key=("name",)), (name, value))
 
 
 def _fits(root: RootKey, verifier: bytes) -> bool:

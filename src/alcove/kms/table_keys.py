@@ -1,15 +1,13 @@
-"""Keys and their material in the tables of a SQLite store (kms.md §25, §27)."""
+"""Keys and their material in the tables of a store (kms.md §25, §27)."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any, Final
 
+from alcove.kms.database import Tables, insert
 from alcove.kms.keys import Key, KeyState, Material
-from alcove.kms.rootkey import RootKey
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS keys (
@@ -27,22 +25,17 @@ CREATE TABLE IF NOT EXISTS materials (
 _KEY: Final = tuple(field.name for field in fields(Key))
 _MATERIAL: Final = tuple(field.name for field in fields(Material))
 _ONE_KEY: Final = "region=? AND key_id=?"
+_SAVE_MATERIAL: Final = insert(
+    "materials", (*_MATERIAL, "region", "key_id", "wrapped"), key=("region", "key_id", "material_id")
+)
 
 
-class KeyTables:
-    """The part of a SQLite store that has the keys."""
-
-    _database: sqlite3.Connection
-    _root: RootKey
-    _erased = False
-
-    def transaction(self) -> AbstractContextManager[None]:
-        """Of the whole store."""
-        raise NotImplementedError
+class KeyTables(Tables):
+    """The part of a store that has the keys."""
 
     def create_key(self, key: Key) -> None:
         """Adds a key, without material."""
-        self._database.execute(_insert("keys", _KEY), _row(key))
+        self._database.execute(insert("keys", _KEY), _row(key))
 
     def save_key(self, key: Key) -> None:
         """Writes a key that is there."""
@@ -52,8 +45,12 @@ class KeyTables:
 
     def key(self, region: str, key_id: str) -> Key | None:
         """One key."""
-        found = self._keys(_ONE_KEY, (region, key_id))
-        return found[0] if found else None
+
+        def read() -> Key | None:
+            found = self._keys(_ONE_KEY, (region, key_id))
+            return found[0] if found else None
+
+        return self._remember(("key", region, key_id), read)
 
     def keys(self, region: str, after: str, limit: int) -> list[Key]:
         """Keys of a Region in the order of their ids."""
@@ -72,8 +69,7 @@ class KeyTables:
         """Writes what is known of a material with its secret; without one, the secret is erased."""
         name = _material_name(key.key_id, material.material_id)
         wrapped = self._root.wrap(secret, name) if secret is not None else None
-        query = _insert("materials", (*_MATERIAL, "region", "key_id", "wrapped")).replace("INSERT", "INSERT OR REPLACE")
-        self._database.execute(query, (*_facts(material), key.region, key.key_id, wrapped))
+        self._database.execute(_SAVE_MATERIAL, (*_facts(material), key.region, key.key_id, wrapped))
         self._erased = self._erased or secret is None
 
     def mark_material(self, key: Key, material: Material) -> None:
@@ -91,8 +87,12 @@ class KeyTables:
     def material(self, key: Key, material_id: str) -> bytes | None:
         """Unwrapped key material."""
         query = f"SELECT wrapped FROM materials WHERE {_ONE_KEY} AND material_id=?"  # noqa: S608 - as above
-        row = self._database.execute(query, (key.region, key.key_id, material_id)).fetchone()
-        return self._root.unwrap(row[0], _material_name(key.key_id, material_id)) if row and row[0] else None
+
+        def read() -> bytes | None:
+            row = self._database.execute(query, (key.region, key.key_id, material_id)).fetchone()
+            return self._root.unwrap(row[0], _material_name(key.key_id, material_id)) if row and row[0] else None
+
+        return self._remember(("material", key.region, key.key_id, material_id), read)
 
     def purge(self, now: float) -> list[str]:
         """Erases keys whose deletion date has come, from the file, its log and its free pages."""
@@ -101,24 +101,12 @@ class KeyTables:
         if due:
             with self.transaction():
                 self._database.executemany(f"DELETE FROM keys WHERE {_ONE_KEY}", due)  # noqa: S608 - as above
-            self._database.execute("VACUUM")
-            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._sweep()
         return [key_id for _, key_id in due]
-
-    def _scrub(self) -> None:
-        """After a secret was erased: out of the log too, where its old page would stay until the next checkpoint."""
-        if self._erased:
-            self._erased = False
-            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _keys(self, where: str, values: tuple[Any, ...]) -> list[Key]:
         query = f"SELECT {', '.join(_KEY)} FROM keys WHERE {where}"  # noqa: S608 - as above
         return [_key(row) for row in self._database.execute(query, values)]
-
-
-def _insert(table: str, columns: tuple[str, ...]) -> str:
-    marks = ",".join("?" * len(columns))
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - as above
 
 
 def _row(key: Key) -> tuple[Any, ...]:

@@ -1,15 +1,13 @@
-"""Users, roles and access keys in the tables of a SQLite store (kms.md §8.3, §25)."""
+"""Users, roles and access keys in the tables of a store (kms.md §8.3, §25)."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from alcove.errors import UsageError
-from alcove.kms.rootkey import RootKey
+from alcove.kms.database import Tables, insert
 from alcove.kms.store import AccessKey, Role, User
 
 SCHEMA: Final = """
@@ -26,20 +24,17 @@ CREATE TABLE IF NOT EXISTS role_trust (
 """
 
 
-class UserTables:
-    """The part of a SQLite store that knows who there is."""
-
-    _database: sqlite3.Connection
-    _root: RootKey
+class UserTables(Tables):
+    """The part of a store that knows who there is."""
 
     def add_user(self, user: User, access_key_id: str, secret: str) -> None:
         """Adds a user with one access key."""
         row = (user.user_id, user.name, user.created, json.dumps(user.policies))
         try:
-            with self._transaction():
+            with self.transaction():
                 self._database.execute("INSERT INTO users VALUES (?,?,?,?)", row)
                 self._insert_key(user.user_id, access_key_id, secret)
-        except sqlite3.IntegrityError:
+        except self._conflict:
             raise UsageError(f"there is a user {user.name} already") from None
 
     def remove_user(self, name: str) -> bool:
@@ -62,11 +57,15 @@ class UserTables:
             "SELECT user_id, name, created, policies, wrapped FROM access_keys JOIN users USING (user_id) "
             "WHERE access_key_id=?"
         )
-        row = self._database.execute(query, (access_key_id,)).fetchone()
-        if row is None:
-            return None
-        secret = self._root.unwrap(row[4], secret_name(access_key_id)).decode()
-        return AccessKey(access_key_id, secret, _user(row[:4]))
+
+        def read() -> AccessKey | None:
+            row = self._database.execute(query, (access_key_id,)).fetchone()
+            if row is None:
+                return None
+            secret = self._root.unwrap(row[4], secret_name(access_key_id)).decode()
+            return AccessKey(access_key_id, secret, _user(row[:4]))
+
+        return self._remember(("access key", access_key_id), read)
 
     def access_key_ids(self, name: str) -> list[str]:
         """The ids of a user's access keys, the oldest first."""
@@ -77,7 +76,7 @@ class UserTables:
 
     def add_access_key(self, name: str, access_key_id: str, secret: str, *, instead: bool, limit: int) -> None:
         """Gives a user one more access key, or one instead of all it has."""
-        with self._transaction():
+        with self.transaction():
             row = self._database.execute("SELECT user_id FROM users WHERE name=?", (name,)).fetchone()
             if row is None:
                 raise UsageError(f"there is no user {name}")
@@ -98,11 +97,11 @@ class UserTables:
         """Adds a role that trusts users by their ids."""
         row = (role.role_id, role.name, role.created, json.dumps(role.policies))
         try:
-            with self._transaction():
+            with self.transaction():
                 self._database.execute("INSERT INTO roles VALUES (?,?,?,?)", row)
                 pairs = [(role.role_id, user_id) for user_id in role.trusted]
                 self._database.executemany("INSERT INTO role_trust VALUES (?,?)", pairs)
-        except sqlite3.IntegrityError:
+        except self._conflict:
             raise UsageError(f"there is a role {role.name} already") from None
 
     def remove_role(self, name: str) -> bool:
@@ -122,8 +121,12 @@ class UserTables:
     def role(self, role_id: str) -> Role | None:
         """One role, by its id."""
         query = "SELECT role_id, name, created, policies FROM roles WHERE role_id=?"
-        row = self._database.execute(query, (role_id,)).fetchone()
-        return self._role(row) if row else None
+
+        def read() -> Role | None:
+            row = self._database.execute(query, (role_id,)).fetchone()
+            return self._role(row) if row else None
+
+        return self._remember(("role", role_id), read)
 
     def _role(self, row: tuple[Any, ...]) -> Role:
         query = "SELECT user_id FROM role_trust WHERE role_id=? ORDER BY user_id"
@@ -132,17 +135,8 @@ class UserTables:
 
     def _insert_key(self, user_id: str, access_key_id: str, secret: str) -> None:
         wrapped = self._root.wrap(secret.encode(), secret_name(access_key_id))
-        self._database.execute("INSERT INTO access_keys VALUES (?,?,?)", (access_key_id, user_id, wrapped))
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
+        columns = ("access_key_id", "user_id", "wrapped")
+        self._database.execute(insert("access_keys", columns), (access_key_id, user_id, wrapped))
 
 
 def secret_name(access_key_id: str) -> str:
