@@ -1,6 +1,6 @@
 """Verification of attestation documents against the P-384 verifications in it, and against the code that people copy.
 
-Cold, nothing is known of the chain: five signatures. Warm, the chain was proven before: one. Both are held against the
+Cold, nothing is known but the root: five signatures. Warm, the chain was proven before: one. Both are held against the
 same signatures verified by `cryptography` alone, with keys that are loaded already, in the same run.
 
 The peer (attestation_peer.py) needs pyOpenSSL, which is no dependency of ours; it runs in an interpreter that has it:
@@ -37,7 +37,7 @@ from benchmarks.harness import Case, Report, Result, at_most, in_process, main, 
 from benchmarks.process import Cost, FailedError, run
 
 _ENCLAVE = "i-0123456789abcdef0-enc0123456789abcdef"
-_ROUNDS = 10  # for one that the harness counts: short ones, so that some meet a quiet moment of the machine
+_ROUNDS = 20  # for one that the harness counts: short ones, so that some meet a quiet moment of the machine
 _PEER = Path(__file__).with_name("attestation_peer.py")
 _ES384 = ECDSA(SHA384())
 
@@ -197,7 +197,7 @@ def _refusal(subject: Subject, data: bytes) -> dict[str, object]:
 
 def options(parser: argparse.ArgumentParser) -> None:
     """How often, what and against whom."""
-    parser.add_argument("--count", type=int, default=20, metavar="N", help="documents a round; 20 when not given")
+    parser.add_argument("--count", type=int, default=5, metavar="N", help="documents a round; 5 when not given")
     parser.add_argument("--document", type=Path, metavar="FILE", help="one that AWS issued, in place of our own")
     parser.add_argument("--peer", default=sys.executable, metavar="PYTHON", help="interpreter with cbor2 and pyOpenSSL")
 

@@ -48,6 +48,7 @@ _DIGITAL_SIGNATURE: Final = 0x80  # RFC 5280 §4.2.1.3, bit 0
 _KEY_CERT_SIGN: Final = 0x04  # bit 5
 _MAX_PATH_LENGTH: Final = 127  # one octet; more is absurd in a chain of at most ten
 _SHORT: Final = 20  # bytes: holds every basicConstraints and keyUsage of the platform, and no key identifier
+_KEY_ID_SIZE: Final = 20  # bytes of SHA-1: RFC 5280 §4.2.1.2 method 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,12 @@ class BasicConstraints:
 
 
 _Extension = tuple[bytes, bool, BasicConstraints | int | None]  # identifier, criticality, what we interpret of it
+
+# The platform's key identifiers, which are most of the extensions: all of their bytes but the hash at the end.
+_KEY_IDS: Final[dict[bytes, _Extension]] = {
+    bytes.fromhex("301d0603551d0e04160414"): (bytes.fromhex("551d0e"), False, None),
+    bytes.fromhex("301f0603551d23041830168014"): (bytes.fromhex("551d23"), False, None),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +197,10 @@ def _extensions(wrapper: Node) -> tuple[BasicConstraints | None, int | None, tup
     unknown: list[str] = []
     seen: set[bytes] = set()
     for node in inner.children(der.SEQUENCE, "extensions"):
-        identifier, critical, value = _known_extension(node) if node.end - node.offset <= _SHORT else _extension(node)
+        if node.end - node.offset <= _SHORT:
+            identifier, critical, value = _short(node)
+        else:
+            identifier, critical, value = _KEY_IDS.get(node.raw[:-_KEY_ID_SIZE]) or _extension(node)
         if identifier in seen:
             raise der.DerError("extensions: the same extension twice", node.offset)
         seen.add(identifier)
@@ -203,7 +213,7 @@ def _extensions(wrapper: Node) -> tuple[BasicConstraints | None, int | None, tup
     return constraints, usage, tuple(unknown)
 
 
-def _known_extension(node: Node) -> _Extension:
+def _short(node: Node) -> _Extension:
     try:
         return _short_extension(node.raw)
     except der.DerError:  # whose offset counts from the extension

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from datetime import datetime
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
@@ -81,7 +82,7 @@ def verified_chain(
             return chain
         authorities = cache.get(authorities_key)
     # 6. Strict parsing.
-    parsed = authorities or tuple(parse_entry(entry, f"cabundle[{index}]") for index, entry in enumerate(cabundle))
+    parsed = authorities or _parse_authorities(cabundle)
     leaf = parse_entry(certificate, "certificate")
     # 8. and 10.
     if authorities is None:
@@ -94,6 +95,16 @@ def verified_chain(
     if cache is not None:
         cache.put(key, chain)
     return chain
+
+
+def _parse_authorities(cabundle: tuple[bytes, ...]) -> tuple[Certificate, ...]:
+    below = (parse_entry(entry, f"cabundle[{index}]") for index, entry in enumerate(cabundle[1:], 1))
+    return (_parse_root(cabundle[0]), *below)
+
+
+@lru_cache(maxsize=16)  # the caller trusts it, and so it is known before any document comes
+def _parse_root(data: bytes) -> Certificate:
+    return parse_entry(data, "cabundle[0]")
 
 
 def parse_entry(data: bytes, name: str) -> Certificate:
