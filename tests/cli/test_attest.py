@@ -59,7 +59,7 @@ def place(tmp_path: Path, live: World) -> Path:
         "root.pem": live.issuers[0].certificate.public_bytes(Encoding.PEM),
         "good.cbor": live.document(nonce=bytes.fromhex(NONCE), user_data=b'{"a": 1}'),
         "debug.cbor": live.document(pcrs={**PCRS, **dict.fromkeys((0, 1, 2), bytes(48))}),
-        "forged.cbor": live.document()[:-1] + b"\x00",
+        "forged.cbor": (genuine := live.document())[:-1] + bytes((genuine[-1] ^ 1,)),
         "policy.json": json.dumps({"PCR0": PCRS[0].hex(), "PCR1": PCRS[1].hex()}).encode(),
         "other.yaml": f"PCR0: '{'ab' * 48}'\n".encode(),
         "signer.json": b'{"SignedBy": "root.pem"}',
@@ -139,6 +139,26 @@ def test_an_endless_file_is_refused(place: Path) -> None:
     assert (code, "more than 16384 bytes" in error) == (3, True)
 
 
+def test_part_of_a_policy_is_no_policy(place: Path) -> None:
+    """A file that is larger than what is read is refused, for its end could hold another pin."""
+    policy = place / "long.yaml"
+    policy.write_text((place / "policy.json").read_text() + "\n" + "#" * (1 << 20))
+    code, _, error = run("verify", "good.cbor", "--root", "root.pem", "--policy", "long.yaml", directory=place)
+    assert (code, "long.yaml` has more than 1048576 bytes" in error) == (1, True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("redirection", ["> /dev/full", ">&-"])
+@pytest.mark.parametrize("flags", ["", "--json"])
+def test_what_cannot_be_printed_is_an_error(place: Path, redirection: str, flags: str) -> None:
+    """Status 0 says that the answer was given; with standard output full or closed it is another, and one line."""
+    line = f'"$0" attest verify good.cbor --root root.pem {flags} {redirection}'
+    done = subprocess.run(["sh", "-c", line, ALCOVE], cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "standard output" in done.stderr
+
+
 def test_whoever_verifies_makes_no_root(place: Path) -> None:
     """Without --root this machine's own is meant, and when there is none, none is made."""
     code, _, error = run("verify", "good.cbor", directory=place)
@@ -196,7 +216,7 @@ def test_a_request_outside_an_enclave_says_where_it_belongs(place: Path) -> None
     code, out, error = run("request", "--nonce", NONCE, "--output", "new.cbor", directory=place)
     assert (code, out) == (1, "")
     assert "/dev/nsm" in error
-    assert "hint: this must run in an enclave" in error
+    assert "hint: run this in an enclave" in error
     assert not list(place.glob("*new.cbor*"))
 
 

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from datetime import datetime, timedelta
@@ -58,6 +59,7 @@ __all__ = ["FORM_STEPS", "MAX_SKEW", "ChainCache", "Root", "VerifiedAttestation"
 
 _ES384: Final = ECDSA(SHA384())
 _SEAL: Final = object()
+_FINGERPRINT: Final = re.compile(r"[0-9A-Fa-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,10 @@ class Root:
     @classmethod
     def from_fingerprint(cls, text: str) -> Root:
         """The root with a fingerprint of 64 hexadecimal digits, colons allowed; ValueError for anything else."""
-        return cls(bytes.fromhex(text.replace(":", "")))
+        digits = text.replace(":", "")
+        if not _FINGERPRINT.fullmatch(digits):
+            raise ValueError("a fingerprint has 64 hexadecimal digits")
+        return cls(bytes.fromhex(digits))
 
     @property
     def hex(self) -> str:

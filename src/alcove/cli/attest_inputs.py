@@ -20,17 +20,22 @@ _COSE_STARTS: Final = (b"\x84", b"\xd2", b"\xd8\x12")  # attestation.md §1
 _ROOT_HINT: Final = "give --root: aws, a PEM file or sha256:HEX"
 
 
-def read_bytes(path: Path, limit: int = MAX_FILE) -> bytes:
-    """A file's bytes; of a larger one, one more than `limit`.
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """A file's bytes; of one that is larger than the caller's `limit`, one more than that.
 
     Raises:
-        UsageError: The file cannot be read.
+        UsageError: The file cannot be read; or has more than `MAX_FILE` bytes, where the caller has no limit: part of a
+            policy would be another policy.
     """
+    most = MAX_FILE if limit is None else limit
     try:
         with path.open("rb") as file:
-            return file.read(limit + 1)
+            data = file.read(most + 1)
     except OSError as error:
         raise UsageError(f"cannot read `{path}`: {error.strerror}", code="E19") from None
+    if limit is None and len(data) > most:
+        raise UsageError(f"`{path}` has more than {most} bytes")
+    return data
 
 
 def read_document(name: str) -> bytes:

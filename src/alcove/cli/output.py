@@ -7,13 +7,15 @@ line of its own. A traceback appears only with ``ALCOVE_DEBUG=1``.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TextIO
 
-from alcove.errors import AlcoveError
+from alcove.errors import AlcoveError, MachineError
 
 
 def result(value: Any) -> None:
@@ -30,21 +32,38 @@ def results(values: Iterable[Any]) -> None:
     """Print many results as they come: a JSON array, an element a line."""
     before = "["
     for value in values:
-        sys.stdout.write(f"{before}\n  {json.dumps(value)}")
+        with _standard_output() as out:
+            out.write(f"{before}\n  {json.dumps(value)}")
         before = ","
     text("[]" if before == "[" else "\n]")
 
 
 def text(line: str) -> None:
     """Print a result that is text."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    with _standard_output() as out:
+        out.write(line + "\n")
+        out.flush()
 
 
 def data(chunk: bytes) -> None:
     """Print bytes as they are."""
-    sys.stdout.buffer.write(chunk)
-    sys.stdout.buffer.flush()
+    with _standard_output() as out:
+        out.buffer.write(chunk)
+        out.buffer.flush()
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[TextIO]:
+    """Standard output; MachineError when it is closed or full, and whoever reads it must not take a part for all."""
+    if sys.stdout is None:
+        raise MachineError("standard output is closed")
+    try:
+        yield sys.stdout
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer fails again at the end
+        raise MachineError(f"cannot write to standard output: {error.strerror}") from None
 
 
 def say(line: str) -> None:
