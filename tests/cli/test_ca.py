@@ -135,6 +135,16 @@ def test_the_passphrase_is_asked_for_on_a_terminal(machine: Machine) -> None:
     assert (machine.ca / "us-east-1" / "regional.pem").exists()
 
 
+@pytest.mark.parametrize(("key", "status"), [("\x03", 130), ("\x04", 1)], ids=["Ctrl-C", "Ctrl-D"])
+def test_whoever_types_no_passphrase_makes_no_root(machine: Machine, key: str, status: int) -> None:
+    """At the first prompt and at the second; no traceback, and no file but the lock."""
+    for answers in ([key], [PASSPHRASE, key]):
+        found, said = on_terminal(machine, ["init", "--protect"], answers)
+        assert found == status, said
+        assert "Traceback" not in said
+        assert not machine.ca.exists() or [path.name for path in machine.ca.iterdir()] == [".lock"]
+
+
 def on_terminal(machine: Machine, arguments: list[str], answers: list[str]) -> tuple[int, str]:
     """Run `alcove ca` on a terminal, typing each answer after a prompt."""
     pid, terminal = pty.fork()
@@ -153,7 +163,7 @@ def on_terminal(machine: Machine, arguments: list[str], answers: list[str]) -> t
             break
         said += chunk
         if waiting and chunk.rstrip(b" ").endswith(b":"):
-            os.write(terminal, waiting.pop(0).encode() + b"\n")
+            os.write(terminal, waiting.pop(0).encode() + b"\n")  # a control character acts before the line's end
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.decode()
 
@@ -198,6 +208,43 @@ def test_a_root_is_changed_without_a_gap(machine: Machine) -> None:
     machine.out("forget", old[:16])
     assert machine.shown()["FormerRoots"] == []
     assert "names no former root" in machine.fails("forget", old)
+
+
+def test_what_is_about_a_new_root_needs_one(machine: Machine) -> None:
+    """`rotate` with a flag that only `rotate --root` can heed changes nothing, and says so."""
+    machine.out("init")
+    machine.out("rotate")
+    before = machine.shown()
+    for flags in (("--key-file", "new.pem"), ("--protect",), ("--years", "5"), ("--switch", "--organization", "Other")):
+        assert "goes with --root" in machine.fails("rotate", *flags)
+    assert machine.shown() == before
+
+
+def test_damaged_files_are_named_in_one_line(machine: Machine) -> None:
+    """Whatever a file of the directory holds, a command that needs it says which one, in our words."""
+    machine.out("init")
+    machine.out("rotate")
+    asked = machine.out("request")
+    machine.out("issue-parent", "web-1", "--csr", "-", given=asked)
+    machine.out("revoke", "web-1")
+    for name, commands in (
+        ("parents/web-1.pem", ("show", "revoke web-1")),
+        ("us-east-1/request-key.pem", ("request", "install -")),
+        (next(machine.ca.glob("crl/*")).relative_to(machine.ca), ("show", "crl")),
+        ("us-east-1/zonal.pem", ("show", "export --all --output x")),
+        ("root-key.pem", ("show", "rotate")),
+        ("root.pem", ("show", "rotate", "crl")),
+    ):
+        path = machine.ca / name
+        kept = path.read_bytes()
+        path.write_bytes(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+        given = "" if "request-key" not in str(name) else machine.out("issue-parent", "x", "--csr", "-", given=asked)
+        for command in commands:
+            said = machine.fails(*command.split(), given=given)
+            assert str(path) in said
+            assert "cryptography.io" not in said
+        path.write_bytes(kept)
+    machine.out("show")
 
 
 def test_a_better_kept_root_is_not_followed_by_a_worse_kept_one(machine: Machine) -> None:

@@ -185,14 +185,22 @@ class Authority:
         _replace_root(self.store, certificate)
         remove_file(self.store.root_key_path)
 
-    def forget_root(self, fingerprint: str) -> None:
-        """Trust a former root, named by the start of its fingerprint, no longer; UsageError when it is not one."""
+    def forget_root(self, fingerprint: str) -> str:
+        """Trust a former root, named by the start of its fingerprint, no longer.
+
+        Returns:
+            The whole fingerprint.
+
+        Raises:
+            UsageError: It names none, or several.
+        """
         with locked(self.store.directory):
             paths = list(self.store.directory.glob("retired/*.pem"))
             found = [path for path in paths if len(fingerprint) >= 8 and path.stem.startswith(fingerprint.lower())]
             if len(found) != 1:
                 raise UsageError(f"`{fingerprint}` names no former root", hint="`alcove ca show` lists them")
             remove_file(found[0])
+        return found[0].stem
 
     @property
     def root_path(self) -> Path:

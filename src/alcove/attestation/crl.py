@@ -140,24 +140,24 @@ def parse_list(data: bytes) -> RevocationList:
     try:
         load = x509.load_pem_x509_crl if data.startswith(b"-----") else x509.load_der_x509_crl
         return _checked(load(data))
-    except _UNREADABLE as error:
-        raise InputError(f"this is no revocation list: {error}", hint="give a CRL in DER or PEM") from None
+    except _UNREADABLE:
+        raise _no_list("it cannot be read") from None
 
 
 def _checked(crl: x509.CertificateRevocationList) -> RevocationList:
     if crl.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
-        raise ValueError("the signature algorithm is not ecdsa-with-SHA384")
+        raise _no_list("the signature algorithm is not ecdsa-with-SHA384")
     if crl.next_update_utc is None:
-        raise ValueError("it does not say when it runs out")
+        raise _no_list("it does not say when it runs out")
     entries = list(crl)
     for extensions in (crl.extensions, *(entry.extensions for entry in entries)):
         if any(extension.critical for extension in extensions):
-            raise ValueError("it has a critical extension, as delta and indirect lists have")
+            raise _no_list("it has a critical extension, as delta and indirect lists have")
     fields = der.parse(crl.tbs_certlist_bytes).children(der.SEQUENCE, "tbsCertList")
     if fields[0].tag != der.INTEGER:
-        raise ValueError("it is of version 1")
+        raise _no_list("it is of version 1")
     if not fields[2].children(der.SEQUENCE, "issuer"):
-        raise ValueError("it does not say whose it is")
+        raise _no_list("it does not say whose it is")
     return RevocationList(
         issuer=fields[2].raw,  # version, signature, issuer: RFC 5280 §5.1.2
         key_id=_authority_key_id(crl),
@@ -180,6 +180,10 @@ def _key_id(authority: Certificate) -> bytes:
     """RFC 5280 §4.2.1.2 method 1, which the platform and we use."""
     point = authority.public_key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     return hashlib.sha1(point, usedforsecurity=False).digest()
+
+
+def _no_list(reason: str) -> InputError:
+    return InputError(f"this is no revocation list that we take: {reason}", hint="give a CRL in DER or PEM")
 
 
 def _refused(message: str) -> AttestationError:

@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -58,8 +59,8 @@ def read_request(data: bytes) -> tuple[Place, ec.EllipticCurvePublicKey]:
     try:
         request = x509.load_pem_x509_csr(data)
         valid, key = request.is_signature_valid, request.public_key()
-    except (ValueError, TypeError) as error:
-        raise InputError(f"this is no certificate request: {error}", hint="make one with `alcove ca request`") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
+        raise InputError("this is no certificate request in PEM", hint="make one with `alcove ca request`") from None
     if not valid:
         raise InputError("the request was not signed with the key that is in it")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
@@ -179,8 +180,8 @@ def _request_key(store: Store, region: str) -> ec.EllipticCurvePrivateKey:
         raise UsageError(f"this machine has not asked for a certificate in {region}", hint="`alcove ca request`")
     try:
         key = load_pem_private_key(read_file(path), password=None)
-    except (ValueError, TypeError) as error:
-        raise MachineError(f"`{path}` is damaged: {error}", hint="remove it and make another request") from None
+    except (ValueError, TypeError):
+        raise MachineError(f"`{path}` is damaged", hint="remove it and make another request") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise MachineError(f"the key in `{path}` is of another kind", hint="remove it and make another request")
     return key

@@ -12,11 +12,9 @@ from cryptography import x509
 from alcove.attestation import pki
 from alcove.attestation.authority import Level
 from alcove.attestation.files import read_file
-from alcove.attestation.pem import certificates_from_pem
 from alcove.attestation.revocation import number_of, read_list
 from alcove.attestation.root_key import Kind
-from alcove.attestation.store import Store, common_name, fingerprint, is_issued_by, pem
-from alcove.errors import MachineError
+from alcove.attestation.store import Store, common_name, fingerprint, is_issued_by, pem, read_chain
 
 ROOT_NOTICE: Final = timedelta(days=365)  # verifiers everywhere have to learn another root
 LIST_NOTICE: Final = timedelta(days=7)
@@ -47,7 +45,7 @@ def take_inventory(store: Store, now: datetime) -> dict[str, Any]:
         "Parents": [
             _certificate(chain[-1], _level(len(chain))) | {"Parent": path.stem}
             for path in sorted(store.directory.glob("parents/*.pem"))
-            for chain in [_certificates(path)]
+            for chain in [read_chain(path)]
         ],
         "NextRoot": _certificate(coming.root(), "root") if coming.root_path.exists() else None,
         "FormerRoots": [_certificate(certificate, "root") for certificate in store.former_roots()],
@@ -76,7 +74,7 @@ def public_files(store: Store) -> dict[str, bytes]:
     roots = [store.root(), *coming, *store.former_roots()]
     files = {f"roots/{fingerprint(root)}.pem": pem(root) for root in roots}
     for region in store.regions():
-        certificates = [_certificates(path)[0] for _, path in _issuers(store, region)]
+        certificates = [read_chain(path)[0] for _, path in _issuers(store, region)]
         files[f"chains/{region}.pem"] = b"".join(map(pem, certificates))
     return files | {f"crl/{path.name}": read_file(path) for path in store.crl_paths()}
 
@@ -101,7 +99,7 @@ def _chain_notices(store: Store, now: datetime) -> list[Notice]:
         level, path = next(((level, path) for level, path in _issuers(store, region) if _has_key(path)), (None, None))
         if level is None or path is None:
             continue
-        certificate = _certificates(path)[0]
+        certificate = read_chain(path)[0]
         if now > (end := certificate.not_valid_after_utc) - level.reserve:
             over = now > end - pki.LEAF_LIFE
             said = "ended" if over else "ends"
@@ -125,7 +123,7 @@ def _chain(store: Store, region: str) -> dict[str, Any]:
     rows, above = [], store.root()
     for level, path in _issuers(store, region):
         key = {"Kind": Kind.PLAIN.value, "Where": str(path)} if _has_key(path) else {"Kind": Kind.ELSEWHERE.value}
-        certificate = _certificates(path)[0]
+        certificate = read_chain(path)[0]
         # what another root or an issuer before this one has signed is replaced when it is needed next
         rows.append(
             _certificate(certificate, level) | {"Current": is_issued_by(certificate, above), "Key": {"Where": ""} | key}
@@ -157,13 +155,6 @@ def _list(path: Path) -> dict[str, Any]:
         "NextUpdate": _time(crl.next_update_utc or crl.last_update_utc),
         "Revoked": [f"{entry.serial_number:x}" for entry in crl],
     }
-
-
-def _certificates(path: Path) -> list[x509.Certificate]:
-    try:
-        return certificates_from_pem(read_file(path))
-    except ValueError as error:
-        raise MachineError(f"`{path}` is damaged: {error}") from None
 
 
 def _level(length: int) -> str:

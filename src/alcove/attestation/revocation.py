@@ -20,7 +20,7 @@ from alcove.attestation.authority import Authority
 from alcove.attestation.files import PUBLIC, locked, make_directory, read_file, remove_file, write_file
 from alcove.attestation.pem import certificates_from_pem
 from alcove.attestation.pki import Issuer
-from alcove.attestation.store import Store, common_name, fingerprint, is_issued_by, read_entry
+from alcove.attestation.store import Store, common_name, fingerprint, is_issued_by, read_chain, read_entry
 from alcove.errors import AlcoveError, MachineError, UsageError
 
 LIST_LIFE: Final = timedelta(days=30)
@@ -39,13 +39,13 @@ def find_certificate(store: Store, text: str) -> x509.Certificate:
             # a chain names its last certificate
             return certificates_from_pem(content)[-1] if b"-----" in content else _der(content)
         except ValueError as error:
-            raise UsageError(f"`{text}` holds no certificate: {error}") from None
+            raise UsageError(f"`{text}` cannot be revoked: {error}") from None
     with contextlib.suppress(ValueError):
         if found := store.issued(int(text.replace(":", ""), 16)):
             return found
     with contextlib.suppress(UsageError):
         if (path := store.parent_path(text)).exists():
-            return certificates_from_pem(read_file(path))[-1]
+            return read_chain(path)[-1]
     raise UsageError(
         f"`{text}` is no file, no serial number of a certificate that was issued here, and no parent",
         hint="`alcove ca show` lists them",
@@ -112,8 +112,8 @@ def read_list(path: Path) -> x509.CertificateRevocationList:
     """A list of ours; MachineError when it is damaged."""
     try:
         return x509.load_pem_x509_crl(read_file(path))
-    except ValueError as error:
-        raise MachineError(f"`{path}` is damaged: {error}") from None
+    except ValueError:
+        raise MachineError(f"`{path}` is damaged: it holds no revocation list in PEM") from None
 
 
 def number_of(crl: x509.CertificateRevocationList) -> int:
@@ -165,4 +165,7 @@ def _signs_lists(certificate: x509.Certificate) -> bool:
 
 
 def _der(content: bytes) -> x509.Certificate:
-    return x509.load_der_x509_certificate(content)
+    try:
+        return x509.load_der_x509_certificate(content)
+    except (ValueError, x509.InvalidVersion):
+        raise ValueError("it holds no certificate, in PEM or DER") from None

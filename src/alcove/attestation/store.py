@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
@@ -184,14 +184,25 @@ def read_entry(path: Path) -> Entry:
     content = read_file(path)
     try:
         certificate = certificates_from_pem(content)[0]
-        key = load_pem_private_key(content, password=None) if b"PRIVATE KEY-----" in content else None
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise MachineError(f"`{path}` is damaged: {error}") from None
+    try:
+        key = load_pem_private_key(content, password=None) if b"PRIVATE KEY-----" in content else None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise MachineError(f"`{path}` is damaged: the key in it cannot be read") from None
     if key is not None and not isinstance(key, ec.EllipticCurvePrivateKey):
         raise MachineError(f"the key in `{path}` is of another kind")
     if key is not None and certificate.public_key() != key.public_key():
         raise MachineError(f"the key in `{path}` does not belong to its certificate")
     return Entry(certificate, key)
+
+
+def read_chain(path: Path) -> list[x509.Certificate]:
+    """The certificates in a file; MachineError when they cannot be read."""
+    try:
+        return certificates_from_pem(read_file(path))
+    except ValueError as error:
+        raise MachineError(f"`{path}` is damaged: {error}") from None
 
 
 def is_issued_by(certificate: x509.Certificate, parent: x509.Certificate) -> bool:

@@ -159,6 +159,7 @@ def rotate(arguments: argparse.Namespace) -> None:
         output.text(root.hex)
         output.say("it signs nothing yet: give `alcove ca export --all` to verifiers, then `alcove ca rotate --switch`")
         return
+    ca_keys.refuse_new_key(arguments)
     renew = frozenset(Level if arguments.switch else [*Level][_LEVELS.index(arguments.level) :])
     if arguments.switch:
         old = ca_keys.load(paths.authority)
@@ -180,7 +181,8 @@ def rotate(arguments: argparse.Namespace) -> None:
 
 def forget(arguments: argparse.Namespace) -> None:
     """Drop a former root."""
-    ca_keys.load(Paths.from_environment().authority).forget_root(arguments.fingerprint)
+    former = ca_keys.load(Paths.from_environment().authority).forget_root(arguments.fingerprint)
+    output.say(f"no longer trusted on this machine: {former}")
 
 
 def request(arguments: argparse.Namespace) -> None:

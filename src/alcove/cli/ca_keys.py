@@ -75,6 +75,14 @@ def new_key(arguments: argparse.Namespace, *, instead_of: KeyPlace | None = None
     return NewKey(file=arguments.key_file, passphrase=check_passphrase(given))
 
 
+def refuse_new_key(arguments: argparse.Namespace) -> None:
+    """A flag about a new root, where none is made, is a mistake that must not pass unnoticed."""
+    flags = ("key_file", "pkcs11", "protect", "country", "organization", "unit", "years")
+    said = [name for name in flags if getattr(arguments, name) not in {None, False}]
+    if said:
+        raise UsageError(f"--{said[0].replace('_', '-')} is about a new root, and goes with --root")
+
+
 def owner(arguments: argparse.Namespace) -> Organization | None:
     """Whose root it is, when a flag says so."""
     from alcove.attestation.pki import Organization  # noqa: PLC0415 - only some commands need it
@@ -138,7 +146,10 @@ def _given(arguments: argparse.Namespace) -> bytes | None:
 def _ask(prompt: str) -> bytes:
     if not _has_terminal():
         raise UsageError("there is no terminal to ask for the passphrase", hint="use --passphrase-file FILE")
-    return getpass.getpass(prompt).encode()
+    try:
+        return getpass.getpass(prompt).encode()
+    except EOFError:  # Ctrl-D
+        raise UsageError("no passphrase was typed") from None
 
 
 def _has_terminal() -> bool:

@@ -41,8 +41,9 @@ def test_a_certificate_of_an_unknown_version_is_a_value_error(reader: object, de
         reader(pem(der.replace(version, b"\xa0\x03\x02\x01\x40")))  # type: ignore[operator]
 
 
-def test_a_file_without_a_certificate_is_a_value_error() -> None:
-    """Text, and nothing at all."""
-    for data in (b"", b"no certificate"):
-        with pytest.raises(ValueError):
+def test_a_file_without_a_certificate_is_a_value_error(der: bytes) -> None:
+    """Nothing at all, text, a certificate that is cut; said in words that name neither the library nor its pages."""
+    for data, said in ((b"", "no cert"), (b"text", "no cert"), (der, "no cert"), (pem(der[:99]), "cannot be read")):
+        with pytest.raises(ValueError, match=said) as caught:
             certificates_from_pem(data)
+        assert "http" not in str(caught.value)
