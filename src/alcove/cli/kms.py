@@ -37,6 +37,13 @@ def add_commands(commands: Commands) -> None:
         help="aws, a PEM file or sha256:HEX (again for more); default: this machine's own",
     )
     parser.add_argument(
+        "--crl",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="revocation lists that documents are held against (again for more); read again when the file changes",
+    )
+    parser.add_argument(
         "--region",
         action="append",
         metavar="REGION",
@@ -71,6 +78,7 @@ def serve(arguments: argparse.Namespace) -> None:
         root_key=root_place(arguments),
         audit=store.with_suffix(".audit.jsonl"),
         roots=parse_roots(arguments.root),
+        crls=tuple(arguments.crl or ()),
         host=host.strip("[]"),
         port=int(port),
         tls_cert=arguments.tls_cert,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from alcove.attestation.crl import RevocationLists
 from alcove.attestation.policy import GenuineOnly
 from alcove.attestation.verify import FORM_STEPS, ChainCache, Root, VerifiedAttestation, verify
 from alcove.errors import AttestationError
@@ -60,7 +61,12 @@ def header_recipient(request: SignedRequest) -> dict[str, Any] | None:
 
 
 def check_recipient(
-    parameter: Mapping[str, Any], *, roots: Sequence[Root], now: datetime, cache: ChainCache | None = None
+    parameter: Mapping[str, Any],
+    *,
+    roots: Sequence[Root],
+    now: datetime,
+    crls: RevocationLists | None = None,
+    cache: ChainCache | None = None,
 ) -> Recipient:
     """The verified recipient of a request.
 
@@ -68,6 +74,7 @@ def check_recipient(
         parameter: ``Recipient`` as the model parsed it.
         roots: Trusted roots.
         now: Time of the request, aware.
+        crls: Revocation lists, when there are some.
         cache: Chains verified before.
 
     Raises:
@@ -79,7 +86,7 @@ def check_recipient(
         raise validation("this service trusts no attestation root")
     document: bytes = parameter["AttestationDocument"]
     try:
-        verified = verify(document, roots=roots, policy=GenuineOnly(), at=now, cache=cache)
+        verified = verify(document, roots=roots, policy=GenuineOnly(), at=now, crls=crls or (), cache=cache)
     except AttestationError as error:
         because = f"attestation step {error.step}: {error.message}"
         if error.step <= FORM_STEPS:

@@ -26,6 +26,7 @@ from alcove.kms.call import Tools
 from alcove.kms.connection import Connection
 from alcove.kms.http import KmsFace
 from alcove.kms.keys import Realm
+from alcove.kms.list_files import ListFiles
 from alcove.kms.model import kms_model
 from alcove.kms.rootplace import RootPlace
 from alcove.kms.service import Service
@@ -50,6 +51,7 @@ class ServeConfig:
         root_key: Where the root key is; it is made on the first start.
         audit: File of the audit log.
         roots: Attestation roots that are trusted.
+        crls: Files of revocation lists, read again when they change.
         host: Address to listen on.
         port: Port; 0 takes a free one.
         tls_cert: PEM chain, or None for plain HTTP.
@@ -66,6 +68,7 @@ class ServeConfig:
     root_key: Path | RootPlace
     audit: Path
     roots: Sequence[Root]
+    crls: Sequence[Path] = ()
     host: str = "127.0.0.1"
     port: int = 8080
     tls_cert: Path | None = None
@@ -168,7 +171,8 @@ async def _run(
     if stop is None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ending.set)
-    service = Service(tools, kms_model(), config.roots, audit.append, config.clock)
+    revoked = ListFiles(config.crls)
+    service = Service(tools, kms_model(), config.roots, audit.append, config.clock, crls=revoked.current)
     face = KmsFace(service, Sts(tools, audit.append, config.clock), audit.commit)
     connections: set[Connection] = set()
     server = await loop.create_server(

@@ -24,7 +24,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from alcove.attestation.crl import RevocationLists
 from alcove.attestation.verify import ChainCache, Root
+from alcove.errors import AlcoveError
 from alcove.kms.attest import Recipient, check_recipient, header_recipient
 from alcove.kms.authorize import authorize
 from alcove.kms.call import Answer, Call, Peer, Tools
@@ -51,6 +53,7 @@ class Service:
         roots: Attestation roots that are trusted.
         audit: Writes one record durably; raises OSError when it cannot.
         clock: Aware time.
+        crls: Revocation lists as they are now; AlcoveError when that cannot be told.
     """
 
     def __init__(
@@ -60,12 +63,15 @@ class Service:
         roots: Sequence[Root],
         audit: Callable[[Mapping[str, Any]], None],
         clock: Callable[[], datetime],
+        *,
+        crls: Callable[[], RevocationLists | None] = lambda: None,
     ) -> None:
         self._tools = tools
         self._model = model
         self._roots = tuple(roots)
         self._audit = audit
         self._clock = clock
+        self._crls = crls
         self._chains = ChainCache()
         names = tools.regions or (tools.realm.region,)
         self._regions = {name: replace(tools, realm=replace(tools.realm, region=name), regions=names) for name in names}
@@ -160,7 +166,12 @@ class Service:
             parameter = header_recipient(request)
         if parameter is None:
             return None
-        return check_recipient(parameter, roots=self._roots, now=call.now, cache=self._chains)
+        try:
+            crls = self._crls()
+        except AlcoveError as error:  # nobody can say who is revoked
+            message = "The revocation lists cannot be read."
+            raise KmsError("KMSInternalException", message, because=error.message) from error
+        return check_recipient(parameter, roots=self._roots, now=call.now, crls=crls, cache=self._chains)
 
     def _authorize(self, tools: Tools, call: Call, trail: Trail) -> None:
         access, decision = authorize(tools, call)
