@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "ingress": ("alcove.cli.inside_ingress", "lead vsock ports to TCP servers on the enclave's loopback"),
     "kms-proxy": ("alcove.cli.inside_kms_proxy", "KMS on loopback for any AWS SDK, attested"),
     "attestation-server": ("alcove.cli.inside_attestation", "attestation documents by HTTP on loopback"),
+    "kmstool": ("alcove.cli.inside_kmstool", "kmstool-enclave's protocol on vsock port 3000"),
 }
 
 

@@ -77,6 +77,7 @@ class AttestedKms:
         ca_file: PEM certificates that the server is trusted by; pin yours. None trusts the image's default store.
         transport: Another way to the server than the proxy.
         attester: Another maker of documents than the process's module.
+        keys: ARNs or ids of the keys that answers may name; empty allows every one.
 
     Every call raises KmsError with KMS's own type and message, NsmError, EnvelopeError, ProtocolError when the server
     is not what it should be, and MachineError when it cannot be reached.
@@ -92,10 +93,12 @@ class AttestedKms:
         ca_file: str | None = None,
         transport: Transport | None = None,
         attester: Attester | None = None,
+        keys: Sequence[str] = (),
     ) -> None:
         transport = VsockTransport(proxy_port) if transport is None else transport
         self._endpoint = Endpoint(region, credentials, endpoint_host, ca_file=ca_file, transport=transport)
         self._key = RecipientKey(nsm.default() if attester is None else attester)
+        self._keys = tuple(keys)
 
     def decrypt(
         self,
@@ -121,7 +124,7 @@ class AttestedKms:
             members["KeyId"] = _comparable(key_id)
         if encryption_algorithm is not None:
             members["EncryptionAlgorithm"] = encryption_algorithm
-        return self._call("Decrypt", members)[0]
+        return self.call("Decrypt", members)[0]
 
     def generate_data_key(
         self,
@@ -142,7 +145,7 @@ class AttestedKms:
         if key_spec not in KEY_SPECS:
             raise UsageError(f"no key spec {key_spec}", hint=f"one of {', '.join(KEY_SPECS)}")
         members = {"KeyId": _comparable(key_id), "KeySpec": key_spec} | _optional(encryption_context, grant_tokens)
-        plaintext, answer = self._call("GenerateDataKey", members, KEY_SPECS[key_spec])
+        plaintext, answer = self.call("GenerateDataKey", members, KEY_SPECS[key_spec])
         return DataKey(plaintext, _bytes(answer, "CiphertextBlob"), answer["KeyId"])
 
     def generate_data_key_pair(
@@ -150,29 +153,38 @@ class AttestedKms:
     ) -> KeyPair:
         """A fresh key pair, such as "ECC_NIST_P256"; its private half in clear and under the key `key_id`."""
         members = {"KeyId": _comparable(key_id), "KeyPairSpec": key_pair_spec} | _optional(encryption_context, ())
-        plaintext, answer = self._call("GenerateDataKeyPair", members)
+        plaintext, answer = self.call("GenerateDataKeyPair", members)
         ciphertext = _bytes(answer, "PrivateKeyCiphertextBlob")
         return KeyPair(plaintext, _bytes(answer, "PublicKey"), ciphertext, answer["KeyId"])
 
     def derive_shared_secret(self, key_id: str, public_key: bytes) -> bytes:
         """The ECDH secret of KMS's key `key_id` and a peer's public key (DER SubjectPublicKeyInfo)."""
         members = {"KeyId": _comparable(key_id), "KeyAgreementAlgorithm": "ECDH", "PublicKey": _b64(public_key)}
-        return self._call("DeriveSharedSecret", members)[0]
+        return self.call("DeriveSharedSecret", members)[0]
 
     def generate_random(self, size: int) -> bytes:
         """`size` random bytes of KMS's, 1 to 1024."""
         if not 1 <= size <= MAX_RANDOM:
             raise UsageError(f"KMS gives 1 to {MAX_RANDOM} random bytes, not {size}")
-        return self._call("GenerateRandom", {"NumberOfBytes": size}, size)[0]
+        return self.call("GenerateRandom", {"NumberOfBytes": size}, size)[0]
 
-    def _call(
-        self, operation: str, members: dict[str, Any], size: int | None = None
+    def call(
+        self, operation: str, members: Mapping[str, Any], size: int | None = None
     ) -> tuple[bytes, Mapping[str, Any]]:
-        """The plaintext and the rest of the answer."""
-        call = AttestedCall(operation, members.get("KeyId"), size)
+        """Any operation that can carry `Recipient`, with its members as in KMS's JSON.
+
+        Args:
+            operation: Such as "Decrypt".
+            members: The request without `Recipient`. A KeyId may be an alias here: see `sdk.recipient`.
+            size: How many bytes the plaintext must have, when that is known.
+
+        Returns:
+            The plaintext, and the members of the answer.
+        """
+        call = AttestedCall(operation, members.get("KeyId"), size, self._keys)
         document = self._key.document()
-        members["Recipient"] = {"AttestationDocument": _b64(document), "KeyEncryptionAlgorithm": KEY_ENCRYPTION}
-        body = json.dumps(members).encode()
+        recipient = {"AttestationDocument": _b64(document), "KeyEncryptionAlgorithm": KEY_ENCRYPTION}
+        body = json.dumps({**members, "Recipient": recipient}).encode()
         answer = _read(self._endpoint.post(f"TrentService.{operation}", body, document_time(document)))
         call.check_answer(answer)
         return call.check_plaintext(self._key.open(_bytes(answer, ENVELOPE))), answer

@@ -37,6 +37,9 @@ from alcove.kms.users import NewUser, add_user
 ATTESTED: Final = (
     "kms:Decrypt", "kms:GenerateDataKey", "kms:GenerateDataKeyPair", "kms:DeriveSharedSecret",
 )  # fmt: skip
+RANDOM: Final = json.dumps(  # it has no key, and so no key policy that could allow it
+    {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "kms:GenerateRandom", "Resource": "*"}]}
+)
 MANAGED: Final = (
     "kms:CreateAlias", "kms:CreateGrant", "kms:DescribeKey", "kms:Encrypt", "kms:GetKeyPolicy", "kms:GetPublicKey",
     "kms:PutKeyPolicy", "kms:ScheduleKeyDeletion",
@@ -76,7 +79,7 @@ class LocalKms:
             self.account: Final = store.account
             taken = len(store.users())
             self._admin = add_user(store, f"administrator{taken}", admin=True)
-            self._user = add_user(store, f"application{taken}")
+            self._user = add_user(store, f"application{taken}", policies=[RANDOM])
         self._stop = threading.Event()
         self._port = 0
 
@@ -92,7 +95,7 @@ class LocalKms:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes AWS's SDKs talk to it as the application's user, which has no rights but those of key policies."""
+        """What leads AWS's SDKs to it, as the application's user: what key policies allow, and GenerateRandom."""
         return {
             "AWS_ENDPOINT_URL_KMS": self.url,
             "AWS_CA_BUNDLE": str(self.ca_file),
