@@ -1,4 +1,4 @@
-"""What an authority's directory holds, and what will need a person soon; private keys are not even read."""
+"""What an authority's directory holds, and what will need a person soon; private keys are not taken apart."""
 
 from __future__ import annotations
 

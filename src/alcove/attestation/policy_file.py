@@ -38,6 +38,7 @@ from alcove.errors import UsageError
 ReadFile = Callable[[str], bytes]
 
 MAX_DEPTH: Final = 16  # of AllOf and AnyOf in each other; a file that needs more is not a person's
+MAX_ITEMS: Final = 10_000  # of everything in a file; YAML's aliases make any number of them out of a few bytes
 _DIGEST_HEX: Final = 96
 _PCR_NAME: Final = re.compile(r"pcr([0-9]|[12][0-9]|3[01])")
 _PEM: Final = "-----BEGIN "
@@ -66,12 +67,26 @@ def policy_from_data(raw: object, *, read_file: ReadFile | None = None, allow_de
     Raises:
         UsageError: It describes no policy.
     """
+    _check_size(raw)
     if isinstance(raw, Mapping) and set(raw) == {"Measurements"}:
         raw = raw["Measurements"]
     if isinstance(raw, Mapping):
         raw = {name: value for name, value in raw.items() if name != "HashAlgorithm"}
     policy = _mapping(raw, read_file or _no_file, MAX_DEPTH)
     return AllOf([*policy.policies, UnsafeAcceptDebugMode()]) if allow_debug else policy
+
+
+def _check_size(raw: object) -> None:
+    waiting, count = [raw], 0
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+        count += 1
+        if count + len(waiting) > MAX_ITEMS:
+            raise UsageError(f"the policy has more than {MAX_ITEMS} items")
 
 
 def _mapping(raw: object, read_file: ReadFile, depth: int) -> AllOf:
@@ -153,11 +168,13 @@ def _digest(name: str, value: object) -> bytes:
 def _pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
     """A mapping; of a name that occurs twice, readers would silently take the last value."""
     found: dict[str, Any] = {}
+    seen: set[str] = set()
     for name, value in pairs:
         if not isinstance(name, str):
             raise UsageError(f"`{name!r:.40}` is no name that a policy can have")
-        if name.lower() in {other.lower() for other in found}:
+        if name.lower() in seen:
             raise UsageError(f"`{name}` occurs twice in the policy")
+        seen.add(name.lower())
         found[name] = value
     return found
 

@@ -117,6 +117,7 @@ def show(arguments: argparse.Namespace) -> None:
     from alcove.attestation.inventory import take_inventory  # noqa: PLC0415 - only this command needs it
     from alcove.cli.ca_tree import draw  # noqa: PLC0415
 
+    ca_keys.guard()  # the files have keys in them
     inventory = take_inventory(_store(), datetime.now(UTC))
     if arguments.json:
         output.result(inventory)

@@ -121,6 +121,15 @@ def test_texts_that_are_no_policy_are_refused_in_one_line(text: str, reason: str
     assert "\n" not in caught.value.message
 
 
+def test_a_small_text_makes_no_large_policy() -> None:
+    """Aliases that multiply, and a hundred thousand names, are refused by their number, before anything is built."""
+    leaf = f"a0: &a0 {{PCR0: '{ONE.hex()}'}}"
+    levels = [f"a{at}: &a{at} {{AllOf: [{', '.join([f'*a{at - 1}'] * 10)}]}}" for at in range(1, 15)]
+    for text in ("\n".join([leaf, *levels]), json.dumps({f"PCR{at}": ONE.hex() for at in range(100_000)})):
+        with pytest.raises(UsageError, match="more than 10000 items"):
+            parse_policy(text)
+
+
 def test_a_signer_is_named_by_a_file_or_given_itself(world: World, tmp_path: Path) -> None:
     """Both are the first certificate of a PEM text."""
     pem = world.issuers[0].certificate.public_bytes(Encoding.PEM)
