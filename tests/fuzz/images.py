@@ -11,12 +11,14 @@ import json
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tests.conformance.corpus import layout
+from tests.unit.image.tarballs import gzip_member
 from vectors.vectorfile import Vector
 
 from alcove.codec import cpio
@@ -34,6 +36,7 @@ from alcove.image.reader import Eif, read_eif
 from alcove.image.rootfs import rootfs_tar
 from alcove.image.signature import pack_section, parse_section
 from alcove.image.signing import verify_section
+from alcove.image.sources import layers as layer_files
 from alcove.image.sources import oci
 from alcove.image.sources.tar import Kind, members
 from alcove.image.sources.tree import walk
@@ -218,3 +221,33 @@ def layers(data: bytes) -> None:
         archive = b"".join(cpio.archive(entries))
         members = [event for event in _events(archive, 1 << 20) if isinstance(event, Member)]
         assert [member.name for member in members] == [entry.name for entry in entries]
+
+
+def gunzip(data: bytes) -> None:
+    """A blob unpacks to what zlib makes of it too, in bounded pieces, or it is refused."""
+    found = bytearray()
+    blob: Any = io.BytesIO(data)
+    try:
+        for chunk in layer_files._gunzipped(blob):
+            assert len(chunk) <= 1 << 20
+            found += chunk
+            if len(found) > LIMIT:
+                return
+    except layer_files._BrokenError:
+        return
+    with contextlib.suppress(zlib.error):  # it minds flags that have no meaning
+        assert found == b"".join(_inflated(data))
+
+
+def _inflated(data: bytes) -> Iterator[bytes]:
+    while data:
+        stream = zlib.decompressobj(31)
+        yield stream.decompress(data)
+        assert stream.eof
+        data = stream.unused_data
+
+
+def gzip_files() -> Iterable[bytes]:
+    """One with each set of flags, and files of several members."""
+    members_ = [gzip_member(b"content " * flags, flags) for flags in range(0, 32, 2)]
+    return [*members_, b"".join(members_), members_[3] * 40]

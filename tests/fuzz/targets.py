@@ -87,6 +87,7 @@ TARGETS = {
     "diff": Target(images.eif_diff, ("image",)),
     "document": Target(protocols.document, others=_documents),
     "eif": Target(images.eif, ("image",)),
+    "gunzip": Target(images.gunzip, others=images.gzip_files),
     "layers": Target(images.layers, ("layers",)),
     "metadata": Target(images.metadata, ("metadata",)),
     "nsm": Target(protocols.nsm, others=_nsm),

@@ -1,9 +1,12 @@
-"""Tar archives for the tests of container images."""
+"""Tar archives, and gzip files, for the tests of container images."""
 
 from __future__ import annotations
 
 import io
 import tarfile
+import zlib
+
+FHCRC, FEXTRA, FNAME, FCOMMENT = 2, 4, 8, 16  # RFC 1952 §2.3.1
 
 Item = tuple[str, dict[str, object]] | str
 
@@ -55,3 +58,14 @@ def extended(kind: bytes, content: bytes) -> bytes:
 def summed(header: bytes) -> bytes:
     """A header's block with its checksum put right."""
     return header[:148] + b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512])) + header[156:]
+
+
+def gzip_member(data: bytes, flags: int = 0, text: bytes = b"text") -> bytes:
+    """One member of a gzip file, with the optional fields of its header that the flags ask for."""
+    header = b"\x1f\x8b\x08" + bytes([flags]) + bytes(5) + b"\xff"
+    header += len(text).to_bytes(2, "little") + text if flags & FEXTRA else b""
+    header += (text + b"\0") * (bool(flags & FNAME) + bool(flags & FCOMMENT))
+    header += (zlib.crc32(header) & 0xFFFF).to_bytes(2, "little") if flags & FHCRC else b""
+    deflate = zlib.compressobj(wbits=-15)
+    trailer = zlib.crc32(data).to_bytes(4, "little") + len(data).to_bytes(4, "little")
+    return header + deflate.compress(data) + deflate.flush() + trailer

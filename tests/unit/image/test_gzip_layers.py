@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import gzip
 import random
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit.image.tarballs import layer
+from tests.unit.image.tarballs import gzip_member, layer
 
 from alcove.errors import ImageFormatError
 from alcove.image.sources import layers, oci
 from alcove.image.sources.tree import walk
 
-FHCRC, FEXTRA, FNAME, FCOMMENT = 2, 4, 8, 16  # RFC 1952 §2.3.1
 CONTENT = random.Random(1).randbytes(1000) * 300  # noqa: S311
 
 
@@ -39,21 +37,10 @@ def content(make_layout: Callable[..., Path], tmp_path: Path) -> Callable[[Calla
 Content = Callable[[Callable[[bytes], bytes]], bytes]
 
 
-def member(data: bytes, flags: int = 0, text: bytes = b"text") -> bytes:
-    """One member of a gzip file, with the optional fields of its header that the flags ask for."""
-    header = b"\x1f\x8b\x08" + bytes([flags]) + bytes(5) + b"\xff"
-    header += len(text).to_bytes(2, "little") + text if flags & FEXTRA else b""
-    header += (text + b"\0") * (bool(flags & FNAME) + bool(flags & FCOMMENT))
-    header += (zlib.crc32(header) & 0xFFFF).to_bytes(2, "little") if flags & FHCRC else b""
-    deflate = zlib.compressobj(wbits=-15)
-    trailer = zlib.crc32(data).to_bytes(4, "little") + len(data).to_bytes(4, "little")
-    return header + deflate.compress(data) + deflate.flush() + trailer
-
-
 @pytest.mark.parametrize("flags", range(0, 32, 2))
 def test_optional_fields_of_the_header_are_passed_over(content: Content, flags: int) -> None:
     """Extra field, name, comment and a checksum of the header, each and all of them."""
-    assert content(lambda raw: member(raw, flags)) == CONTENT
+    assert content(lambda raw: gzip_member(raw, flags)) == CONTENT
 
 
 def test_thousands_of_members_are_one_layer(content: Content) -> None:
@@ -64,7 +51,7 @@ def test_thousands_of_members_are_one_layer(content: Content) -> None:
         out = b""
         while raw:
             size = rng.randint(0, 200)
-            out += member(raw[:size], rng.randrange(0, 32, 2), b"t" * rng.randint(1, 300))
+            out += gzip_member(raw[:size], rng.randrange(0, 32, 2), b"t" * rng.randint(1, 300))
             raw = raw[size:]
         assert len(out) > 4 * layers._COMPRESSED_CHUNK
         return out
@@ -81,7 +68,7 @@ def test_thousands_of_members_are_one_layer(content: Content) -> None:
         lambda packed: packed[:5],
         lambda packed: packed + b"x",
         lambda packed: packed + bytes(512),
-        lambda packed: packed + member(b"more")[:-1],
+        lambda packed: packed + gzip_member(b"more")[:-1],
         lambda packed: packed[:2] + b"\7" + packed[3:],
     ],
     ids=["checksum", "length", "cut", "cut in the header", "a byte more", "zeros more", "cut later", "method"],
@@ -98,7 +85,7 @@ def test_a_changed_byte_is_an_error_or_changes_nothing(content: Content, at: int
     """Nothing but ImageFormatError comes out, and never another content."""
 
     def changed(raw: bytes) -> bytes:
-        packed = bytearray(member(raw, 31, b"name"))
+        packed = bytearray(gzip_member(raw, 31, b"name"))
         packed[at] ^= value
         return bytes(packed)
 
