@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import lzma
@@ -29,6 +30,7 @@ from alcove.image.sources.references import with_tag
 MakeLayout = Callable[..., Path]
 EXAMPLE = Path(__file__).parents[3] / "examples" / "hello"
 THEN = "2026-08-13T13:50:21.123456789+00:00"
+I8042 = "i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd"
 CONFIG = "#\n#\n# Linux/x86_64 4.14.256-209.484.amzn2.x86_64 Kernel Configuration\n"
 
 needs_buildah = pytest.mark.skipif(shutil.which("buildah") is None, reason="buildah is not installed")
@@ -221,6 +223,31 @@ def test_an_output_that_cannot_be_written_fails_before_the_work(
     with pytest.raises(UsageError, match="cannot write") as caught:
         build_enclave(request_for("x", output_file=Path(output)), said.append)
     assert (caught.value.code, said) == ("E19", [])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "cmdline", "digest"),
+    [
+        (
+            "bzImage",
+            f"reboot=k panic=30 pci=off nomodules console=ttyS0 {I8042} random.trust_cpu=on",
+            "10d7d9dd205d4596d45997d17434f26207525f129d171a51f9859b1af9f4a07a",
+        ),
+        (
+            "Image",
+            "reboot=k panic=30 pci=off nomodules console=ttyS0 random.trust_cpu=on root=/dev/ram0",
+            "e3a26db3f0375d58ed9756cb986a717a6286f38c6e54e82b457527467fc5ae4c",
+        ),
+    ],
+)
+def test_aws_command_lines_are_measured_without_their_line_feed(
+    tmp_path: Path, kernel: str, cmdline: str, digest: str
+) -> None:
+    """The file that AWS ships (eif.md §9) ends in one; what is measured does not."""
+    for name in (kernel, "init", "cmdline"):
+        (tmp_path / name).write_text(f"{cmdline}\n")
+    assert hashlib.sha256((tmp_path / "cmdline").read_bytes()).hexdigest() == digest
+    assert Blobs.from_directory(tmp_path, "x86_64" if kernel == "bzImage" else "aarch64").cmdline == cmdline
 
 
 @pytest.mark.parametrize("text", ["[]", "1", "{", '{"a": "' + "x" * 4096 + '"}'])

@@ -90,6 +90,16 @@ def test_nitros_rule_writes_two_files() -> None:
     assert nitro_process(settings).files() == {b"cmd": b"a\nb c\n", b"env": b"A=b\n"}
 
 
+def test_the_files_of_aws_hello_image_are_known() -> None:
+    """Byte for byte what init reads in the public image `hello:v1` (eif.md §7.5)."""
+    path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    settings = {"Cmd": ["/bin/hello.sh"], "Env": [path, "HELLO=Hello from the enclave side!"]}
+    assert nitro_process(settings).files() == {
+        b"cmd": b"/bin/hello.sh\n",
+        b"env": path.encode() + b"\nHELLO=Hello from the enclave side!\n",
+    }
+
+
 def test_dockers_rule_writes_three() -> None:
     """Both lists joined, PATH and HOME as Docker sets them, the directory tidied, and every id as a number."""
     settings = {

@@ -6,6 +6,8 @@ import hashlib
 import stat
 from collections.abc import Iterable
 
+import pytest
+
 from alcove.codec import cpio
 from alcove.image import ramdisk
 from alcove.image.measure import pcr
@@ -135,3 +137,10 @@ def test_the_boot_ramdisk_holds_modules_in_load_order() -> None:
     assert [entry.name for entry in ours] == [b"dev", b"init", b"modules", b"modules/00-b.ko", b"modules/01-a.ko"]
     theirs = boot_entries(b"init", [(b"nsm.ko", b"1")])
     assert [(entry.name, entry.mode) for entry in theirs][1:] == [(b"init", 0o100755), (b"nsm.ko", 0o100755)]
+
+
+@pytest.mark.parametrize(("init", "module", "size"), [(742968, 20504, 764416), (738616, 23208, 762368)])
+def test_aws_boot_files_make_ramdisks_of_known_size(init: int, module: int, size: int) -> None:
+    """Those of nitro-cli 1.3.1 to 1.5.0, for x86_64 and aarch64 (eif.md §7.2 and §9)."""
+    entries = boot_entries(bytes(init), [(b"nsm.ko", bytes(module))])
+    assert cpio.archive_size(entries) == sum(len(chunk) for chunk in cpio.archive(entries)) == size
