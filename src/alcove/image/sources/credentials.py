@@ -1,13 +1,16 @@
 """Docker's credential files, for skopeo.
 
 skopeo reads $REGISTRY_AUTH_FILE, its own auth.json and ~/.docker/config.json by itself, credential helpers included.
-What it lacks is $DOCKER_CONFIG, and `credsStore`, the helper that Docker asks for every registry. For the latter it
-gets a file that names the helper; no secret is ever written.
+What it lacks is $DOCKER_CONFIG; `credsStore`, the helper that Docker asks for every registry; and the name by which
+Docker asks it for Docker Hub's. It gets a file that names the helper, or for Docker Hub a helper of ours that asks
+Docker's under that name; no secret is ever written.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,28 +18,32 @@ from typing import Any, Final
 from alcove.image.sources.references import HUB
 
 MAX_CONFIG: Final = 1 << 20  # ours: bytes of a config.json
+HUB_KEY: Final = "https://index.docker.io/v1/"  # Docker's name for the Hub (docker/cli, registry.IndexServer)
+
+_HELPER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # what follows `docker-credential-` in a program's name
+_OURS: Final = "alcove-hub"
 
 
-def auth_file(environment: Mapping[str, str], host: str, directory: Path) -> Path | None:
-    """The file to give to skopeo's `--authfile`; None when it finds the right one itself.
+def skopeo_credentials(environment: Mapping[str, str], host: str, directory: Path) -> tuple[Path | None, str | None]:
+    """The file to give to skopeo's `--authfile`, and a directory for its PATH; None where it needs none.
 
     Args:
         environment: REGISTRY_AUTH_FILE, DOCKER_CONFIG (the directory, or as nitro-cli has it, the file) and HOME.
         host: The registry, with its port.
-        directory: Where a file may be written.
+        directory: Where files may be written.
     """
     if environment.get("REGISTRY_AUTH_FILE"):
-        return None
+        return None, None
     named = environment.get("DOCKER_CONFIG")
     path = Path(named) if named else Path(environment.get("HOME") or "/nonexistent", ".docker")
     path = path / "config.json" if path.is_dir() else path
-    config = _read(path)
-    store = _store(config, host)
-    if store is not None:
-        made = directory / "auth.json"
-        made.write_text(json.dumps({"credHelpers": {host: store}}))
-        return made
-    return path if named and path.is_file() else None
+    store = _store(_read(path), host)
+    if store is None:
+        return path if named and path.is_file() else None, None
+    helpers = _hub_helper(store, directory / "helpers") if host == HUB else None
+    made = directory / "auth.json"
+    made.write_text(json.dumps({"credHelpers": {host: _OURS if helpers else store}}))
+    return made, helpers
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -50,11 +57,23 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _store(config: Mapping[str, Any], host: str) -> str | None:
-    """The helper that only `credsStore` names for a registry."""
+    """The helper that only `credsStore` names for a registry, or for the Hub, where skopeo asks for another name."""
     store, helpers, auths = (config.get(key) for key in ("credsStore", "credHelpers", "auths"))
-    if not isinstance(store, str) or not store or host == HUB:
+    helpers = helpers if isinstance(helpers, dict) else {}
+    auths = auths if isinstance(auths, dict) else {}
+    name = HUB_KEY if host == HUB else host
+    if host == HUB:
+        store = helpers.get(HUB_KEY, store)
+    entry = auths.get(name)
+    if host in helpers or (isinstance(entry, dict) and entry.get("auth")):
         return None
-    if isinstance(helpers, dict) and host in helpers:
-        return None
-    entry = auths.get(host) if isinstance(auths, dict) else None
-    return None if isinstance(entry, dict) and entry.get("auth") else store
+    return store if isinstance(store, str) and _HELPER.fullmatch(store) else None
+
+
+def _hub_helper(store: str, directory: Path) -> str:
+    """Write the helper that asks another for the Hub's credentials by Docker's name, and give its directory."""
+    directory.mkdir(exist_ok=True)
+    program = directory / f"docker-credential-{_OURS}"
+    program.write_text(f'#!/bin/sh\ncat >/dev/null\nprintf %s {HUB_KEY} | docker-credential-{store} "$@"\n')
+    program.chmod(0o700)
+    return os.fspath(directory)

@@ -24,7 +24,7 @@ from typing import Final
 from alcove.errors import ImageFormatError, InputError, MachineError, UsageError
 from alcove.image.sources import directory, limits, oci, references
 from alcove.image.sources.container import ARCHITECTURES, PLATFORMS, ContainerImage, OnBytes, silent
-from alcove.image.sources.credentials import auth_file
+from alcove.image.sources.credentials import skopeo_credentials
 from alcove.image.sources.programs import ProgramError, run
 from alcove.image.sources.references import with_tag
 
@@ -216,16 +216,19 @@ class ContainerSource:
             argv += ["--src-daemon-host", daemon]
             if certificates := self.environment.get("DOCKER_CERT_PATH"):
                 argv += ["--src-cert-dir", certificates]
+        helpers = None
         if host is not None:
-            credentials = auth_file(self.environment, host, work)
+            credentials, helpers = skopeo_credentials(self.environment, host, work)
             argv += ["--src-authfile", str(credentials)] if credentials else []
             argv += ["--src-tls-verify=false"] if references.is_loopback(host) else []
-        self._run([*argv, "--", source, f"oci:{work / 'image'}:image"], work)
+        self._run([*argv, "--", source, f"oci:{work / 'image'}:image"], work, helpers)
 
-    def _run(self, argv: list[str], work: Path) -> None:
-        """Run what makes the layout, and watch it grow."""
+    def _run(self, argv: list[str], work: Path, programs: str | None = None) -> None:
+        """Run what makes the layout, and watch it grow; `programs` is one more directory of its PATH."""
         # What it unpacks meanwhile goes where the rest goes, and away with it.
         environment = {**self.environment, "TMPDIR": str(work)}
+        if programs is not None:
+            environment["PATH"] = os.pathsep.join((environment.get("PATH", os.defpath), programs))
         layout = work / "image"
         run(argv, environment, lambda _: None, lambda: self.on_bytes(STAGE, _size(layout), None), code="E50")
 
