@@ -2,10 +2,10 @@
 
 Core: members in, differences out. Of the members of A about 400 bytes each are held, and no content.
 
-Two members are held against each other when their names are the same but for a slash at the end; where a name comes
-again, the first in A belongs to the first in B and so on. A member with another inode number and nothing else is not
-listed: a file more renumbers all that follow (eif.md §7.1), so that is said once for the ramdisk. The same goes for
-the order.
+Two members are held against each other when their names are the same; where a name comes again, the first in A belongs
+to the first in B and so on. Those that are left may differ in a slash at the end. A member with another inode number
+and nothing else is not listed: a file more renumbers all that follow (eif.md §7.1), so that is said once for the
+ramdisk. The same goes for the order.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from alcove.image.difference import Difference
 
 MAX_MEMBERS: Final = 2_000_000  # ours: members of one ramdisk that are held in memory
 
-_RECORD: Final = struct.Struct(">Q12I?")  # index, numbers of the member, whether it has a digest; then bytes:
-# its digest or the target, after the spelling of its name
+_MAX_RESPELLED: Final = 100_000  # ours: members of B that wait for a name of A with another slash
+_RECORD: Final = struct.Struct(">Q11I?")  # index, numbers of the member, whether it has a digest; then bytes:
+# its digest or the target
 
 
 def compare_ramdisks(
@@ -45,20 +46,38 @@ def compare_ramdisks(
     """
     held = _Held(a, most)
     order, inodes = _Order(), _Inodes()
+    respelled: list[Item] = []
     for item in b:
         found = held.take(item.member.name)
-        if found is None:
-            yield Difference(where, f"+ {_summary(item)}", pcrs, {"change": "added"} | item_json(item))
-            continue
-        index, old = found
-        order.add(index, item.member.name)
-        inodes.add(old.member, item.member)
-        if changed := _changes(old, item):
-            yield _changed(where, pcrs, item, changed)
+        if found is not None:
+            order.add(found[0], item.member.name)
+            inodes.add(found[1].member, item.member)
+            yield from _compared(where, pcrs, found[1], item)
+        elif held.holds(_respelled(item.member.name)) and len(respelled) < _MAX_RESPELLED:
+            respelled.append(item)
+        else:
+            yield _added(where, pcrs, item)
+    for item in respelled:
+        found = held.take(_respelled(item.member.name))
+        yield from _compared(where, pcrs, found[1], item) if found else (_added(where, pcrs, item),)
     for old in held.rest():
         yield Difference(where, f"- {_summary(old)}", pcrs, {"change": "removed"} | item_json(old))
     yield from order.differences(where, pcrs)
     yield from inodes.differences(where, pcrs)
+
+
+def _respelled(name: bytes) -> bytes:
+    """The name with a slash at the end when it has none, and the other way round."""
+    return name[:-1] if name.endswith(b"/") else name + b"/"
+
+
+def _added(where: str, pcrs: tuple[int, ...], item: Item) -> Difference:
+    return Difference(where, f"+ {_summary(item)}", pcrs, {"change": "added"} | item_json(item))
+
+
+def _compared(where: str, pcrs: tuple[int, ...], old: Item, item: Item) -> Iterator[Difference]:
+    if changed := _changes(old, item):
+        yield _changed(where, pcrs, item, changed)
 
 
 def _changes(a: Item, b: Item) -> dict[str, tuple[Any, Any]]:
@@ -98,7 +117,7 @@ class _Held:
         for index, item in enumerate(items):
             if index == most:
                 raise ImageFormatError(f"more than {most} members, which are too many to compare", field="ramdisk")
-            self._put(item.member.name.rstrip(b"/"), _pack(index, item))
+            self._put(item.member.name, _pack(index, item))
 
     def _put(self, key: bytes, record: bytes) -> None:
         before = self._records.get(key)
@@ -109,37 +128,38 @@ class _Held:
         else:
             before.append(record)
 
+    def holds(self, name: bytes) -> bool:
+        """Whether a member of that name was not taken yet."""
+        return name in self._records
+
     def take(self, name: bytes) -> tuple[int, Item] | None:
         """The first member of that name that was not taken yet, and which one of A's it is."""
-        key = name.rstrip(b"/")
-        found = self._records.get(key)
+        found = self._records.get(name)
         if found is None:
             return None
         record = found if isinstance(found, bytes) else found.popleft()
         if isinstance(found, bytes) or not found:
-            del self._records[key]
+            del self._records[name]
         return _unpack(record, name)
 
     def rest(self) -> Iterator[Item]:
         """What was not taken."""
-        for key, found in self._records.items():
+        for name, found in self._records.items():
             for record in (found,) if isinstance(found, bytes) else found:
-                yield _unpack(record, key)[1]
+                yield _unpack(record, name)[1]
 
 
 def _pack(index: int, item: Item) -> bytes:
     m = item.member
-    slashes = len(m.name) - len(m.name.rstrip(b"/"))
-    numbers = (m.inode, m.mode, m.uid, m.gid, m.links, m.mtime, m.size, *m.device, *m.rdev, slashes)
+    numbers = (m.inode, m.mode, m.uid, m.gid, m.links, m.mtime, m.size, *m.device, *m.rdev)
     return _RECORD.pack(index, *numbers, item.sha256 is not None) + (item.sha256 or item.target)
 
 
 def _unpack(record: bytes, name: bytes) -> tuple[int, Item]:
-    index, inode, mode, uid, gid, links, mtime, size, *devices, slashes, digested = _RECORD.unpack_from(record)
+    index, inode, mode, uid, gid, links, mtime, size, *devices, digested = _RECORD.unpack_from(record)
     tail = record[_RECORD.size :]
-    spelled = name.rstrip(b"/") + b"/" * slashes
     device, rdev = (devices[0], devices[1]), (devices[2], devices[3])
-    member = Member(0, spelled, inode, mode, uid, gid, links, mtime, size, device, rdev)
+    member = Member(0, name, inode, mode, uid, gid, links, mtime, size, device, rdev)
     return index, Item(member, tail, b"") if digested else Item(member, None, tail)
 
 

@@ -59,6 +59,7 @@ def test_the_same_image_has_no_differences(tmp_path: Path) -> None:
 
 
 SHELL = APPLICATION[2]
+RESPELLED = APPLICATION[1].name.rstrip(b"/")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,26 @@ def test_a_name_that_comes_twice_is_compared_in_turn(tmp_path: Path) -> None:
     """The second `rootfs/tmp` is held against the second; the slash of the first is no difference of its own."""
     (found,) = application(tmp_path, *replaced(6, cpio.directory(b"rootfs/tmp", 0o700)))
     assert found["attributes"] == {"mode": {"a": "0755", "b": "0700"}}
+
+
+@pytest.mark.parametrize("less_in_a", [False, True])
+def test_a_name_that_comes_once_is_held_against_the_one_of_its_spelling(tmp_path: Path, less_in_a: bool) -> None:
+    """One image has `rootfs/run/` and the mount point `rootfs/run`, the other the mount point alone: one line."""
+    run = dataclasses.replace(APPLICATION[1], name=b"rootfs/run/")
+    more, less = [*APPLICATION[:2], run, *APPLICATION[2:], directory := cpio.directory(b"rootfs/run")], [*APPLICATION]
+    less.append(directory)
+    a, b = (less, more) if less_in_a else (more, less)
+    boot = archive(*BOOT)
+    found, _ = compare(write(tmp_path / "a.eif", boot, archive(*a)), write(tmp_path / "b.eif", boot, archive(*b)))
+    assert [(entry["change"], entry["name"]) for entry in found if entry["change"] != "inodes"] == [
+        ("added" if less_in_a else "removed", "rootfs/run/")
+    ]
+
+
+def test_a_slash_at_the_end_is_a_difference_by_itself(tmp_path: Path) -> None:
+    """Where no other member has the name, the two are one."""
+    (found,) = application(tmp_path, *replaced(1, dataclasses.replace(APPLICATION[1], name=RESPELLED)))
+    assert found["attributes"] == {"name": {"a": APPLICATION[1].name.decode(), "b": RESPELLED.decode()}}
 
 
 def test_compression_alone_is_told(tmp_path: Path) -> None:
