@@ -155,7 +155,7 @@ def parse_certificate(data: bytes) -> Certificate:
         key_usage=usage,
         unknown_critical=unknown,
         public_key=_public_key(key),
-        names=_names(subject),
+        names=_names(subject.raw),
         signed=tbs.raw,
         signature=signature_value,
     )
@@ -171,9 +171,10 @@ def _public_key(node: Node) -> EllipticCurvePublicKey:
         raise der.DerError(f"subjectPublicKeyInfo: {error}", node.offset) from None
 
 
-def _names(node: Node) -> tuple[tuple[str, str], ...]:
+@lru_cache(maxsize=128)  # a Region, a zone and an instance keep their names for days
+def _names(data: bytes) -> tuple[tuple[str, str], ...]:
     """The parts of a name, for people only: names are compared as bytes."""
-    return tuple(name for part in node.children(der.SEQUENCE, "name") for name in _name_part(part.raw))
+    return tuple(name for part in der.parse(data).children(der.SEQUENCE, "name") for name in _name_part(part.raw))
 
 
 @lru_cache(maxsize=128)  # the five names of a chain have thirty parts, and few of them differ

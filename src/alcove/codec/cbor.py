@@ -32,6 +32,7 @@ _FLOATS: Final = {25: ">e", 26: ">f", 27: ">d"}  # RFC 8949 §3.3, by additional
 _LENGTHS: Final = {24: 1, 25: 2, 26: 4, 27: 8}  # RFC 8949 §3: bytes of argument, by additional information
 _INDEFINITE: Final = 31
 _BREAK: Final = 0xFF
+_STRINGS: Final = (str, bytes)
 _KEPT: Final = 64  # arguments whose heads are made beforehand: registers, digests and short texts
 _HEADS: Final = tuple(
     tuple(bytes((major << 5 | n,)) if n < 24 else bytes((major << 5 | 24, n)) for n in range(_KEPT))
@@ -193,7 +194,7 @@ def _map(data: bytes, count: int, at: int, depth: int) -> tuple[dict[int | str |
     while not _at_break(data, at) if count < 0 else len(pairs) < count:
         key, value_at = _item(data, at, depth)
         # Not bool or float: Python holds True, 1 and 1.0 for the same key.
-        if type(key) is not int and not isinstance(key, str | bytes):
+        if type(key) is not int and not isinstance(key, _STRINGS):
             raise CborError("a map key that is neither an integer nor a string", at)
         if key in pairs:
             raise CborError(f"the map key {key!r:.40} occurs twice", at)
