@@ -19,7 +19,7 @@ from alcove.types import Port
 TIME_PORT: Final = Port(9037)  # 37 is the time protocol's (RFC 868)
 _ANSWER: Final = struct.Struct(">8sQ")
 _MARK: Final = b"ALCVTIME"
-_QUESTIONS: Final = 16  # on one connection; init asks four
+_QUESTIONS: Final = 16  # on one connection; init asks twelve at most
 _SECONDS: Final = 2.0
 
 

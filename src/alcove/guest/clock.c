@@ -23,7 +23,8 @@
 #include <unistd.h>
 
 #define MARK "ALCVTIME"
-#define ROUNDS 4 /* the quickest answer is the best */
+#define ROUNDS 12 /* the quickest answer is the best, */
+#define SURE (SECOND / 1000) /* and this good enough: half its way there and back */
 #define PERIOD 20 /* seconds */
 #define SECOND 1000000000LL
 #define STEP (SECOND / 2) /* beyond it, the clock is set; adjtime would take a quarter of an hour */
@@ -68,7 +69,7 @@ static int measure(int64_t *offset, int64_t *doubt)
     int found = -1, fd = connect_parent(TIME_PORT, &patience);
     if (fd < 0)
         return -1;
-    for (int i = 0; i < ROUNDS && ask(fd, &shift, &spread) == 0; i++)
+    for (int i = 0; i < ROUNDS && (found < 0 || *doubt > SURE) && ask(fd, &shift, &spread) == 0; i++)
         if (found < 0 || spread < *doubt) {
             *offset = shift;
             *doubt = spread;
@@ -90,9 +91,12 @@ static void set(int64_t offset)
 static void correct(int64_t offset, int64_t doubt)
 {
     struct timex slew = {.modes = ADJ_OFFSET_SINGLESHOT, .offset = offset / 1000};
-    if (offset > STEP || offset < -STEP)
+    int64_t error = offset < 0 ? -offset : offset;
+    if (error <= doubt) /* an answer that took so long says nothing better than the clock does */
+        return;
+    if (error > STEP)
         set(offset);
-    else if (offset > doubt || offset < -doubt)
+    else
         clock_adjtime(CLOCK_REALTIME, &slew);
 }
 

@@ -36,7 +36,8 @@ def after(argv: list[str], option: str) -> str:
 
 def test_the_command_line_is_the_measured_one(spec: MachineSpec, qemu: Qemu) -> None:
     """Word by word, the command line of devices.md §2; the kernel's line is one argument."""
-    expected = ["reboot=t panic=-1 tsc_early_khz=2596135" if word == "CMDLINE" else word for word in GOLDEN]
+    line = "reboot=t panic=-1 tsc_early_khz=2596135 tsc=reliable"
+    expected = [line if word == "CMDLINE" else word for word in GOLDEN]
     assert qemu_argv(spec, qemu) == expected
 
 
