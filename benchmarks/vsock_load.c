@@ -8,6 +8,7 @@
  *   ping PORT STREAMS SIZE COUNT   on each stream COUNT times: write SIZE bytes, then read as many back
  *   local 0 0 SIZE BYTES           no vsock: BYTES through a socket pair of this kernel, the limit of the others
  *   turn 0 0 SIZE COUNT            no vsock: COUNT exchanges of SIZE bytes between two processes of this kernel
+ *   clock 0 0 1 0                  the time of this kernel: nanoseconds since 1970, and three zeros
  *   errno PORT CID TYPE 0          what connect() says, of a socket of this TYPE, and after how many nanoseconds
  *
  * The answer of `errno` is "NANOSECONDS ERRNO 0 0"; of all others "NANOSECONDS BYTES MEDIAN WORST": from the first byte to the last, and of single exchanges.
@@ -52,11 +53,16 @@ static void die(const char *what)
     exit(1);
 }
 
-static int64_t now(void)
+static int64_t read_clock(clockid_t clock)
 {
     struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
+    clock_gettime(clock, &at);
     return at.tv_sec * 1000000000LL + at.tv_nsec;
+}
+
+static int64_t now(void)
+{
+    return read_clock(CLOCK_MONOTONIC);
 }
 
 static int ascending(const void *a, const void *b)
@@ -230,6 +236,8 @@ static void command(int fd)
         exit(1);
     if (!strcmp(name, "errno"))
         attempt(fd, port, count, size);
+    else if (!strcmp(name, "clock"))
+        dprintf(fd, "%lld 0 0 0\n", (long long)read_clock(CLOCK_REALTIME));
     else if (!strcmp(name, "out"))
         drive(fd, write_step, POLLOUT, port, count, size, goal);
     else if (!strcmp(name, "in"))
