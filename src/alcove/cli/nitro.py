@@ -71,7 +71,7 @@ def _add_watch(commands: Commands) -> None:
 
 def run_enclave(arguments: argparse.Namespace) -> None:
     """``run-enclave``."""
-    from alcove.enclave import lifecycle, registry  # noqa: PLC0415
+    from alcove.enclave import lifecycle  # noqa: PLC0415
     from alcove.enclave.paths import Paths  # noqa: PLC0415
 
     request = _run_request(arguments)
@@ -84,8 +84,8 @@ def run_enclave(arguments: argparse.Namespace) -> None:
     )
     output.result(started)
     if request.attach_console:
-        paths = Paths.from_environment()
-        _copy_console(paths, registry.find(paths, enclave_id=started["EnclaveID"]), None)
+        # by the answer, not by a search: an enclave that has ended since has a console too
+        _copy_console(Paths.from_environment(), lifecycle.record_of(started, debug_mode=True), None)
 
 
 def _run_request(arguments: argparse.Namespace) -> config.RunRequest:
@@ -142,23 +142,41 @@ def describe_enclaves(arguments: argparse.Namespace) -> None:
     if arguments.all:
         running = {entry["EnclaveID"] for entry in entries}  # as they were asked, whatever has happened since
         entries = [entry for entry in ended.load(paths) if entry["EnclaveID"] not in running] + entries
-    if failures:
-        output.say(f"Failed connections: {failures}")
     output.result(entries)
     if failures:
-        raise MachineError(f"{failures} enclave process(es) did not answer", code="E39")
+        raise _failed_connections(failures)
 
 
 def terminate_enclave(arguments: argparse.Namespace) -> None:
     """``terminate-enclave``."""
-    from alcove.enclave import registry  # noqa: PLC0415
     from alcove.enclave.paths import Paths  # noqa: PLC0415
 
     paths = Paths.from_environment()
     if arguments.all:
-        output.result([_terminate(paths, record) for record in registry.live(paths)])
+        _terminate_all(paths)
     else:
         output.result(_terminate(paths, _find(paths, arguments)))
+
+
+def _terminate_all(paths: Paths) -> None:
+    """The caller's own enclaves; root's are all (cli.md §3.4). One that cannot be ended keeps no other."""
+    from alcove.enclave import registry  # noqa: PLC0415
+
+    ended, failures = [], 0
+    for record in registry.live(paths):
+        try:
+            ended.append(_terminate(paths, record))
+        except MachineError as problem:
+            if problem.code != "E38":  # refused: somebody else's
+                failures += 1
+    output.result(ended)
+    if failures:
+        raise _failed_connections(failures)
+
+
+def _failed_connections(failures: int) -> MachineError:
+    output.say(f"Failed connections: {failures}")
+    return MachineError(f"{failures} enclave process(es) did not answer", code="E39")
 
 
 def _terminate(paths: Paths, record: Record) -> dict[str, Any]:

@@ -48,8 +48,7 @@ def logs(arguments: argparse.Namespace) -> None:
     """``logs``."""
     paths, wanted = Paths.from_environment(), arguments.enclave
     running = [record for record in registry.live(paths) if wanted in (record.enclave_id, record.name)]
-    if running:
-        _live_log(paths, running[-1], follow=arguments.follow)
+    if running and _live_log(paths, running[-1], follow=arguments.follow):
         return
     entries = [entry for entry in ended.load(paths) if wanted in (entry["EnclaveID"], entry["EnclaveName"])]
     if not entries:
@@ -62,15 +61,22 @@ def logs(arguments: argparse.Namespace) -> None:
     output.say(f"ended {entries[-1]['EndedAt']}: {entries[-1]['Reason']}")
 
 
-def _live_log(paths: Paths, record: Record, *, follow: bool) -> None:
+def _live_log(paths: Paths, record: Record, *, follow: bool) -> bool:
+    """Show a running enclave's console; False when the enclave has ended meanwhile."""
     if follow:
         for chunk in lifecycle.console(paths, record):
             output.data(chunk)
-        return
-    text = control.ask(paths.enclave(record.enclave_id).control, "console")["Console"]
+        return True
+    try:
+        text = control.ask(paths.enclave(record.enclave_id).control, "console")["Console"]
+    except control.NobodyListensError:
+        if not lifecycle.ends(paths, record):
+            raise
+        return False
     if text is None:
         raise _no_console()
     output.data(text.encode())
+    return True
 
 
 def _no_console() -> MachineError:
@@ -107,7 +113,7 @@ def sample(paths: Paths, clock: Callable[[], float] = time.monotonic) -> dict[st
     for record in registry.live(paths):
         try:
             stats = control.ask(paths.enclave(record.enclave_id).control, "stats")
-        except MachineError:  # starting, or ending
+        except MachineError:  # ending
             continue
         own = {"EnclaveName": record.name, "EnclaveID": record.enclave_id, "EnclaveCID": record.cid}
         found[record.enclave_id] = own | stats | {"At": clock()}
@@ -139,7 +145,9 @@ def _row(before: dict[str, Any] | None, after: dict[str, Any]) -> tuple[str, ...
     )
 
 
-def _uptime(started: str) -> str:
+def _uptime(started: str | None) -> str:
+    if started is None:
+        return "starting"
     return str(datetime.now(UTC).replace(microsecond=0) - datetime.fromisoformat(started))
 
 

@@ -1,4 +1,4 @@
-"""Unix socket addresses for paths of any length.
+"""Unix sockets at paths of any length.
 
 An address holds 107 bytes and a NUL (unix(7)). For a longer path the directory is opened and the address goes through
 /proc/self/fd, so only the file's own name has to be short.
@@ -7,6 +7,7 @@ An address holds 107 bytes and a NUL (unix(7)). For a longer path the directory 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,3 +40,35 @@ def socket_address(path: Path) -> Iterator[str]:
         yield short
     finally:
         os.close(directory)
+
+
+def listen(path: Path, *, mode: int = 0o600, backlog: int = 128) -> socket.socket:
+    """A listening stream socket, non-blocking.
+
+    Args:
+        path: Where; nothing may be there.
+        mode: Who may connect: on Linux that takes the right to write.
+        backlog: How many may wait to be accepted.
+
+    Raises:
+        MachineError: E11 when it cannot be made.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    before = os.umask(0o777 & ~mode)
+    try:
+        with socket_address(path) as address:
+            listener.bind(address)
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise MachineError(
+            f"cannot listen on `{path}`: {error.strerror or error}",
+            code="E11",
+            hint="remove the file if nothing listens there",
+        ) from None
+    except MachineError:
+        listener.close()
+        raise
+    finally:
+        os.umask(before)
+    return listener

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import socket
 from collections import deque
 from pathlib import Path
 from typing import Final
 
+from alcove.devices.unix_path import listen
+
 KEPT_BYTES: Final = 1024 * 1024
 _CHUNK: Final = 16384
+_CHUNKS: Final = 16  # in one wake-up, more than a pipe holds: a guest that never stops talking starves nobody
 _MAX_CLIENTS: Final = 16
 
 
@@ -21,27 +24,30 @@ class Console:
 
     Args:
         loop: The supervisor's loop.
-        source: Read end of the pipe, non-blocking; owned from now on.
-        path: Where clients connect.
+        path: Where clients connect; only the owner may.
+
+    Raises:
+        MachineError: E11 when the socket cannot be made.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, source: int, path: Path) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, path: Path) -> None:
         self._loop = loop
-        self._source = source
         self._kept: deque[bytes] = deque()
         self._size = 0
         self._clients: set[asyncio.StreamWriter] = set()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        previous = os.umask(0o177)
-        try:
-            self._listener.bind(str(path))
-        finally:
-            os.umask(previous)
+        self._listener = listen(path)
         self._server: asyncio.Server | None = None
-        loop.add_reader(source, self._read)
+        self._source, self._input = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(self._input, True)
+        loop.add_reader(self._source, self._read)
+
+    def take_input(self) -> int:
+        """The pipe's other end, for QEMU. The caller closes its own copy."""
+        descriptor, self._input = self._input, -1
+        return descriptor
 
     async def start(self) -> None:
-        """Begin to accept clients."""
+        """Begin to accept clients; who has connected before is served too."""
         self._server = await asyncio.start_unix_server(self._client, sock=self._listener)
 
     def tail(self) -> bytes:
@@ -53,13 +59,24 @@ class Console:
         if self._source >= 0:
             self._read()
 
+    async def finish(self, seconds: float) -> None:
+        """The end of QEMU's output: wait until the clients have taken all of it, at most so long."""
+        self.drain()
+        clients = list(self._clients)
+        self._end_of_source()
+        with contextlib.suppress(TimeoutError):
+            closed = (client.wait_closed() for client in clients)
+            await asyncio.wait_for(asyncio.gather(*closed, return_exceptions=True), seconds)
+
     def close(self) -> None:
-        """Send what is left, end every client, close everything."""
+        """End every client, close everything."""
         self.drain()
         self._end_of_source()
         if self._server is not None:
             self._server.close()
         self._listener.close()
+        if self._input >= 0:
+            os.close(self.take_input())
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._clients) >= _MAX_CLIENTS:
@@ -79,7 +96,7 @@ class Console:
             writer.close()
 
     def _read(self) -> None:
-        while True:
+        for _ in range(_CHUNKS):
             try:
                 chunk = os.read(self._source, _CHUNK)
             except BlockingIOError:

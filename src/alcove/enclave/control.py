@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from alcove.devices.unix_path import socket_address
 from alcove.errors import MachineError
 
 if TYPE_CHECKING:
@@ -33,34 +34,34 @@ class Command:
 
 
 class NobodyListensError(MachineError):
-    """Nobody answers at a supervisor's socket: it is not there yet, or it is ending (E39)."""
+    """Nobody answers at a supervisor's socket: it is ending, or has ended (E39)."""
 
 
 class ControlServer:
     """Serve commands.
 
     Args:
-        path: The socket; every local user may connect.
+        listener: The socket, listening; every local user may connect. It is closed with the server.
         commands: By the word that asks for them.
     """
 
-    def __init__(self, path: Path, commands: Mapping[str, Command]) -> None:
-        self._path = path
+    def __init__(self, listener: socket.socket, commands: Mapping[str, Command]) -> None:
+        self._listener = listener
         self._commands = commands
         self._server: asyncio.Server | None = None
         self._owner = os.getuid()  # as it was at the start
 
     async def start(self) -> None:
-        """Bind the socket and begin to answer."""
+        """Begin to answer; who has connected before is answered too."""
         import asyncio  # noqa: PLC0415 - slow to import, and those who only ask have no loop
 
-        self._server = await asyncio.start_unix_server(self._client, path=self._path, limit=_MAX_LINE)
-        self._path.chmod(0o666)
+        self._server = await asyncio.start_unix_server(self._client, sock=self._listener, limit=_MAX_LINE)
 
     def close(self) -> None:
         """Answer nobody any more."""
         if self._server is not None:
             self._server.close()
+        self._listener.close()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         import asyncio  # noqa: PLC0415
@@ -90,13 +91,14 @@ def ask(path: Path, command: str, seconds: float = ANSWER_SECONDS) -> dict[str, 
 
     Raises:
         MachineError: E39 without an answer in time, E38 when it refuses.
-        NobodyListensError: E39 when the supervisor is not there yet, or ends before it has answered.
+        NobodyListensError: E39 when the supervisor is not there, or ends before it has answered.
     """
     silence, hint = "the enclave process did not answer", "try again; `describe-enclaves` shows what runs"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(seconds)
-            connection.connect(str(path))
+            with socket_address(path) as address:
+                connection.connect(address)
             connection.sendall(command.encode() + b"\n")
             answer = _read_all(connection)
         if not answer:

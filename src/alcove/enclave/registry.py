@@ -23,7 +23,7 @@ from alcove.enclave.cgroup import Cgroups
 from alcove.enclave.paths import EnclavePaths, Paths
 from alcove.enclave.record import Record
 from alcove.enclave.runtime import prepare
-from alcove.errors import MachineError, UsageError
+from alcove.errors import AlcoveError, MachineError, UsageError
 from alcove.types import FIRST_ENCLAVE_CID, Cid
 
 
@@ -118,13 +118,19 @@ def find(paths: Paths, *, enclave_id: str | None = None, name: str | None = None
     raise UsageError(f"no enclave is called `{name}`", code="E58", hint=hint)
 
 
-def reserve(paths: Paths, enclave_id: str, decide: Callable[[list[Record]], Record]) -> tuple[Record, IO[bytes]]:
+def reserve(
+    paths: Paths,
+    enclave_id: str,
+    decide: Callable[[list[Record]], Record],
+    furnish: Callable[[EnclavePaths], object] | None = None,
+) -> tuple[Record, IO[bytes]]:
     """Reserve name, CID, CPUs and memory while nobody else can.
 
     Args:
         paths: Where the registry is.
         enclave_id: The new enclave's id.
         decide: Makes the record from those that exist; what it raises is passed on and nothing is kept.
+        furnish: Adds to the directory what has to be there when the enclave is first seen; errors as with `decide`.
 
     Returns:
         The record and the open lock file: the reservation lasts until that file is closed.
@@ -140,11 +146,16 @@ def reserve(paths: Paths, enclave_id: str, decide: Callable[[list[Record]], Reco
             lock = _open_lock(new.lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             new.record.write_text(json.dumps(asdict(record)))
+            if furnish is not None:
+                furnish(new)
             _link_cid(paths, record)
             new.directory.rename(paths.enclave(enclave_id).directory)
         except OSError as error:
             shutil.rmtree(new.directory, ignore_errors=True)
             raise MachineError(f"cannot write to `{paths.enclaves}`: {error.strerror}", code="E19") from None
+        except AlcoveError:
+            shutil.rmtree(new.directory, ignore_errors=True)
+            raise
     return record, lock
 
 
@@ -152,7 +163,7 @@ def release(paths: Paths, record: Record, lock: IO[bytes]) -> None:
     """Give back what :func:`reserve` gave: the record, the CID's link and the directory go, then the lock."""
     files = paths.enclave(record.enclave_id)
     with contextlib.suppress(OSError):
-        files.record.unlink()  # first: from here on the enclave is not listed, and cannot be taken for one that starts
+        files.record.unlink()  # first: from here on the enclave is not listed
     link = paths.cids / str(record.cid)
     with contextlib.suppress(OSError):
         if link.readlink().name == record.enclave_id:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from alcove.enclave import lifecycle, registry
-from alcove.enclave.control import NobodyListensError
+from alcove.devices.unix_path import listen
+from alcove.enclave import ended, lifecycle, registry
 from alcove.enclave.paths import Paths
+from alcove.enclave.record import Record
 from alcove.errors import MachineError
 
 ENCLAVE_ID = "i-0123456789abcdef0-enc0000000000000001"
-# Reserves like a supervisor, and ends when it is told to; nobody serves its control socket, where it has one.
+# Reserves like a supervisor, and ends when it is told to; nobody listens at its control socket.
 SUPERVISOR = """
 import os, socket, sys
 from pathlib import Path
@@ -24,10 +26,10 @@ from alcove.enclave.record import Record
 from alcove.enclave.paths import Paths
 paths = Paths(Path(sys.argv[1]), Path(sys.argv[1]), Path(sys.argv[1]))
 def decide(others):
-    return Record(sys.argv[2], "app", 16, (0,), 64, os.getpid(), False)
-record, lock = registry.reserve(paths, sys.argv[2], decide)
-if sys.argv[3] == "ending":
-    socket.socket(socket.AF_UNIX).bind(str(paths.enclave(sys.argv[2]).control))
+    return Record(sys.argv[2], "app", 16, (0,), 64, os.getpid(), True)
+def furnish(files):
+    socket.socket(socket.AF_UNIX).bind(str(files.control))
+record, lock = registry.reserve(paths, sys.argv[2], decide, furnish)
 print(flush=True)
 sys.stdin.readline()
 registry.release(paths, record, lock)
@@ -41,13 +43,13 @@ def paths() -> Iterator[Paths]:
 
 
 @pytest.fixture
-def supervisor(paths: Paths) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+def supervisor(paths: Paths) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Starts a process that holds an enclave and answers nobody."""
     processes = []
 
-    def start(state: str) -> subprocess.Popen[str]:
+    def start() -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISOR, str(paths.run), ENCLAVE_ID, state],
+            [sys.executable, "-c", SUPERVISOR, str(paths.run), ENCLAVE_ID],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -64,10 +66,10 @@ def supervisor(paths: Paths) -> Iterator[Callable[[str], subprocess.Popen[str]]]
 
 
 def test_an_enclave_that_ends_meanwhile_is_no_failure(
-    paths: Paths, supervisor: Callable[[str], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+    paths: Paths, supervisor: Callable[[], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """describe-enclaves waits for a supervisor that refuses connections to be gone, and then lists nothing."""
-    process = supervisor("ending")
+    process = supervisor()
     watched, watch = [], os.pidfd_open
 
     def pidfd_open(process_id: int) -> int:
@@ -84,10 +86,10 @@ def test_an_enclave_that_ends_meanwhile_is_no_failure(
 
 
 def test_a_supervisor_that_neither_answers_nor_ends_is_a_failure(
-    paths: Paths, supervisor: Callable[[str], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+    paths: Paths, supervisor: Callable[[], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is counted by describe-enclaves, and E39 for terminate-enclave, which says which process to kill."""
-    process = supervisor("ending")
+    process = supervisor()
     monkeypatch.setattr(lifecycle, "_END_SECONDS", 0.01)
     assert lifecycle.describe_enclaves(paths, metadata=False) == ([], 1)
     (record,) = registry.live(paths)
@@ -96,25 +98,95 @@ def test_a_supervisor_that_neither_answers_nor_ends_is_a_failure(
     assert (caught.value.code, caught.value.hint) == ("E39", f"kill {process.pid}")
 
 
-def test_an_enclave_that_starts_is_no_failure_and_cannot_be_ended(
-    paths: Paths, supervisor: Callable[[str], subprocess.Popen[str]]
-) -> None:
-    """Its control socket comes later: it is not listed, and terminate-enclave says so at once."""
-    supervisor("starting")
-    assert lifecycle.describe_enclaves(paths, metadata=False) == ([], 0)
-    (record,) = registry.live(paths)
-    with pytest.raises(NobodyListensError):
-        lifecycle.terminate_enclave(paths, record)
-
-
 @pytest.mark.parametrize("killed", [True, False])
 def test_terminate_is_content_with_an_enclave_that_has_ended(
-    paths: Paths, supervisor: Callable[[str], subprocess.Popen[str]], *, killed: bool
+    paths: Paths, supervisor: Callable[[], subprocess.Popen[str]], *, killed: bool
 ) -> None:
     """It ended between the look and the question, by itself or killed: there is nothing left to do."""
-    process = supervisor("ending")
+    process = supervisor()
     (record,) = registry.live(paths)
     if killed:
         process.kill()
     process.communicate(None if killed else "\n")
     assert lifecycle.terminate_enclave(paths, record)["Terminated"] is True
+
+
+RECORD = Record(ENCLAVE_ID, "app", 16, (0,), 64, os.getpid(), debug_mode=True)
+
+
+def note_the_end(paths: Paths, console: bytes) -> None:
+    """As its supervisor does before it lets go of an enclave."""
+    paths.run.mkdir(exist_ok=True)
+    ended.save(paths, RECORD, ended.End(ended.Cause.EXITED, "it ended", 0), None, console)
+
+
+def test_the_console_of_an_enclave_that_has_just_ended_is_what_was_kept(paths: Paths) -> None:
+    """It ended after it was found: those who attach to an application that ends at once see all it said."""
+    note_the_end(paths, b"all it said")
+    assert list(lifecycle.console(paths, RECORD)) == [b"", b"all it said"]
+
+
+def test_a_console_that_ends_before_it_is_taken_is_what_was_kept(
+    paths: Paths, supervisor: Callable[[], subprocess.Popen[str]]
+) -> None:
+    """The supervisor ends with our connection in its queue."""
+    process = supervisor()
+    (record,) = registry.live(paths)
+    listener = listen(paths.enclave(ENCLAVE_ID).console)
+    chunks = lifecycle.console(paths, record)
+    assert next(chunks) == b""
+    note_the_end(paths, b"kept")
+    listener.close()
+    process.communicate("\n")
+    assert list(chunks) == [b"kept"]
+
+
+def test_a_console_that_is_about_to_be_there_is_waited_for(
+    paths: Paths, supervisor: Callable[[], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An enclave is listed a moment before it has its console; one that never gets it is E44."""
+    supervisor()
+    (record,) = registry.live(paths)
+    made: list[socket.socket] = []
+
+    def appear(_: float) -> None:
+        made.append(listen(paths.enclave(ENCLAVE_ID).console))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle.time, "sleep", appear)
+        assert next(lifecycle.console(paths, record, 30)) == b""
+    made[0].close()
+    monkeypatch.setattr(lifecycle, "_CONSOLE_SECONDS", 0)
+    with pytest.raises(MachineError, match="no console") as caught:
+        next(lifecycle.console(paths, record))
+    assert caught.value.code == "E44"
+
+
+def test_a_console_that_breaks_off_is_e45() -> None:
+    """After what came before; a reset without a byte is the end of a connection that was never taken."""
+    for said in (b"", b"half a line"):
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.sendall(b"unread: the other end's close is a reset")
+            theirs.sendall(said)
+            theirs.close()
+            chunks = lifecycle._received(ours, float("inf"))
+            if said:
+                assert next(chunks) == said
+                with pytest.raises(MachineError) as caught:
+                    next(chunks)
+                assert caught.value.code == "E45"
+            else:
+                assert list(chunks) == []
+
+
+def test_a_refused_reservation_leaves_no_socket(paths: Paths) -> None:
+    """Neither does one whose first file cannot be made: the directory is never seen."""
+
+    def furnish(_: object) -> None:
+        raise MachineError("no room", code="E11")
+
+    with pytest.raises(MachineError, match="no room"):
+        registry.reserve(paths, ENCLAVE_ID, lambda _: RECORD, furnish)
+    assert list(paths.enclaves.iterdir()) == []
+    assert list(paths.cids.iterdir()) == []

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from alcove.devices.reactor import Reactor, Timer
-from alcove.devices.unix_path import socket_address
+from alcove.devices.unix_path import listen
 from alcove.devices.vsock.handshake import MAX_COMMAND, parse_command
-from alcove.errors import MachineError, ProtocolError
+from alcove.errors import ProtocolError
 from alcove.types import Port
 
 COMMAND_SECONDS: Final = 5.0  # for the whole command; §5.6 wants a limit in time
@@ -39,7 +37,7 @@ class HybridListener:
         self._on_client = on_client
         self._waiting: dict[socket.socket, tuple[bytearray, Timer]] = {}
         self._closed = False
-        self._listener = _listen(path)
+        self._listener = listen(path, backlog=_BACKLOG)
         reactor.add_reader(self._listener.fileno(), self._accept)
 
     def close(self) -> None:
@@ -105,24 +103,3 @@ class HybridListener:
     def _drop(self, client: socket.socket) -> None:
         self._forget(client)
         client.close()
-
-
-def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    before = os.umask(0o177)
-    try:
-        with socket_address(path) as address:
-            listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise MachineError(
-            f"cannot listen on `{path}`: {error.strerror or error}", hint="remove the file if nothing listens there"
-        ) from None
-    except MachineError:
-        with contextlib.suppress(OSError):
-            listener.close()
-        raise
-    finally:
-        os.umask(before)
-    return listener
