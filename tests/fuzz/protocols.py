@@ -14,7 +14,8 @@ from alcove.devices.nsm.module import NsmModule
 from alcove.devices.vhost_user.events import VringStopped
 from alcove.devices.vhost_user.messages import Feature, ProtocolFeature
 from alcove.devices.vhost_user.session import Session
-from alcove.devices.vsock.muxer import Closing, Data, Dial, Muxer
+from alcove.devices.vsock.events import Closing, Data, Dial
+from alcove.devices.vsock.muxer import Muxer
 from alcove.devices.vsock.packet import HEADER_SIZE, Header
 from alcove.errors import AttestationError, ProtocolError
 from alcove.types import FIRST_ENCLAVE_CID

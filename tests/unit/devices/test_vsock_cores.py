@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alcove.devices.vsock import muxer as ev
+from alcove.devices.vsock import events as ev
 from alcove.devices.vsock.connection import TRANSITIONS, Connection, Input, Key, State
 from alcove.devices.vsock.credit import BUFFER, Credit
 from alcove.devices.vsock.handshake import parse_command

@@ -15,44 +15,29 @@ from __future__ import annotations
 
 import array
 import contextlib
-import fcntl
-import mmap
 import os
 import socket
-import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from alcove.devices.reactor import Reactor, Timer
 from alcove.devices.vhost_user import events as ev
-from alcove.devices.vhost_user.memory import GuestMemory, Region
+from alcove.devices.vhost_user.mapping import map_memory
+from alcove.devices.vhost_user.memory import GuestMemory
 from alcove.devices.vhost_user.messages import MAX_REGIONS, RegionSpec
 from alcove.devices.vhost_user.session import Session
+from alcove.devices.vhost_user.vring import EVENT, Vring, close
 from alcove.devices.virtio.fence import host_fence
-from alcove.devices.virtio.queue import RingLayout, SplitQueue
+from alcove.devices.virtio.queue import SplitQueue
 from alcove.errors import AlcoveError, ProtocolError
 
 MEMORY_TABLE_SECONDS: Final = 2.0  # §6: QEMU without share=on never sends it
-_EVENT: Final = struct.pack("=Q", 1)  # eventfd(2)
 _ANCILLARY: Final = socket.CMSG_SPACE(MAX_REGIONS * array.array("i").itemsize)
 _MESSAGES: Final = 32  # read in one wake-up; a start has about twenty
 _UNSHARED: Final = "QEMU did not share the guest's memory; its memory back-end needs share=on"
 
 OnClosed = Callable[[str | None], None]
 """Called once when a device ends by itself: None when the front-end hung up, else what broke."""
-
-
-@dataclass(slots=True)
-class Vring:
-    """What the front-end has said about one ring; `queue` exists only while the ring may be processed."""
-
-    size: int = 0
-    address: ev.VringAddress | None = None
-    base: int = 0
-    kick: int | None = None
-    call: int | None = None
-    queue: SplitQueue | None = None
 
 
 class VhostUserServer:
@@ -111,15 +96,13 @@ class VhostUserServer:
         vring = self._vrings[index]
         if vring.queue is None or not vring.queue.publish():
             return False
-        if interrupt and vring.call is not None:
-            _signal(vring.call)
+        if interrupt:
+            vring.interrupt()
         return True
 
     def interrupt(self, index: int) -> None:
         """Make the guest look at a ring."""
-        call = self._vrings[index].call
-        if call is not None:
-            _signal(call)
+        self._vrings[index].interrupt()
 
     def guard(self, action: Callable[..., None], *args: object) -> None:
         """Run `action`; whatever it raises because of the peer ends the device with that reason."""
@@ -146,10 +129,10 @@ class VhostUserServer:
         for vring in self._vrings:
             vring.queue = None
             self._set_kick(vring, 0, None)
-            _close(vring.call)
+            close(vring.call)
             vring.call = None
         self._memory = None
-        _close(*self._session.abandoned())
+        close(*self._session.abandoned())
 
     def _end(self, reason: str | None) -> None:
         if self.closed:  # an action that another one, within it, has ended
@@ -214,7 +197,7 @@ class VhostUserServer:
             case ev.VringKick(index, fd):
                 self._set_kick(self._vring(index, fd), index, fd)
             case ev.VringCall(index, fd):
-                self._set_call(self._vring(index, fd), fd)
+                self._vring(index, fd).replace_call(fd)
             case ev.VringSize(index, size):
                 self._stopped(index).size = size
             case ev.VringAddress(index):
@@ -230,13 +213,13 @@ class VhostUserServer:
             case ev.FeaturesSet():
                 self._expect_memory()
             case ev.UnusedDescriptors(fds):
-                _close(*fds)
+                close(*fds)
             case ev.Skipped():
                 pass
 
     def _vring(self, index: int, fd: int | None = None) -> Vring:
         if index >= len(self._vrings):
-            _close(fd)
+            close(fd)
             raise ProtocolError(f"vhost-user: ring {index}, which stays in the front-end")
         return self._vrings[index]
 
@@ -258,9 +241,9 @@ class VhostUserServer:
             self._memory_timer.cancel()
             self._memory_timer = None
         try:
-            self._memory = GuestMemory([_map_region(spec, fd) for spec, fd in zip(regions, fds, strict=True)])
+            self._memory = map_memory(regions, fds)
         finally:
-            _close(*fds)
+            close(*fds)
         for index, vring in enumerate(self._vrings):
             if vring.queue is not None:  # a table that changes under running rings: views of the old one must go
                 vring.base = vring.queue.next_available
@@ -275,19 +258,12 @@ class VhostUserServer:
             os.set_blocking(fd, False)
             self._reactor.add_reader(fd, self.guard, self._kicked, index)
 
-    def _set_call(self, vring: Vring, fd: int | None) -> None:
-        old, vring.call = vring.call, fd
-        _close(old)
-        if fd is not None:
-            os.set_blocking(fd, False)
-            _signal(fd)
-
     def _kicked(self, index: int) -> None:
         vring = self._vrings[index]
         if vring.kick is None:
             return
         with contextlib.suppress(BlockingIOError):
-            if len(os.read(vring.kick, len(_EVENT))) != len(_EVENT):
+            if len(os.read(vring.kick, EVENT.size)) != EVENT.size:
                 raise ProtocolError(f"vhost-user: the kick descriptor of ring {index} is no eventfd")
         if vring.queue is not None:
             self._on_ring(index)
@@ -295,51 +271,25 @@ class VhostUserServer:
     def _enable(self, index: int, *, enabled: bool) -> None:
         vring = self._vring(index)
         if not enabled:
-            self._pause(vring)
+            vring.pause()
         elif vring.queue is None:
             self._start(index)
             self._on_started(index, vring.base)
             self._on_ring(index)
 
     def _start(self, index: int) -> None:
-        vring = self._vrings[index]
-        if vring.address is None or self._memory is None:
-            raise ProtocolError(_UNSHARED if self._memory is None else f"vhost-user: ring {index} has no address")
-        address = vring.address
-        layout = RingLayout(vring.size, address.descriptors, address.available, address.used)
-        vring.queue = SplitQueue(layout, self._memory, vring.base, self._fence)
-
-    def _pause(self, vring: Vring) -> None:
-        if vring.queue is not None:
-            vring.base = vring.queue.next_available
-            vring.queue = None
+        if self._memory is None:
+            raise ProtocolError(_UNSHARED)
+        self._vrings[index].start(self._memory, self._fence)
 
     def _stop(self, index: int) -> None:
         if index < len(self._vrings):
             vring = self._vrings[index]
-            self._pause(vring)
+            vring.pause()
             self._set_kick(vring, index, None)
             self._session.answer_vring_base(vring.base)
         else:
             self._session.answer_vring_base(0)
-
-
-def _map_region(spec: RegionSpec, fd: int) -> Region:
-    # the whole file up to the region's end: §3.7; a length beyond the file would fault later, so it is refused
-    length = spec.mmap_offset + spec.size
-    if not _sealed(fd):
-        raise ProtocolError("vhost-user: the guest's memory could shrink; a sealed memfd is needed")
-    if length > os.fstat(fd).st_size:
-        raise ProtocolError(f"vhost-user: a memory region of {length} bytes in a smaller file")
-    view = memoryview(mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE))
-    return Region(spec.guest_address, spec.user_address, view[spec.mmap_offset :])
-
-
-def _sealed(fd: int) -> bool:
-    try:
-        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
-    except OSError:  # EINVAL: no file in memory
-        return False
 
 
 def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[int, ...]:
@@ -348,15 +298,3 @@ def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> tuple[int, ...]
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     return tuple(fds)
-
-
-def _signal(fd: int) -> None:
-    # a full counter means that the guest has a signal to come; what cannot be written is this guest's own loss
-    with contextlib.suppress(OSError):
-        os.write(fd, _EVENT)
-
-
-def _close(*fds: int | None) -> None:
-    for fd in fds:
-        if fd is not None:
-            os.close(fd)

@@ -25,7 +25,7 @@ from alcove.devices.vhost_user.server import OnClosed, VhostUserServer
 from alcove.devices.vhost_user.session import Session
 from alcove.devices.virtio.queue import Chain
 from alcove.devices.virtio.segments import clip, gather, total
-from alcove.devices.vsock import muxer as ev
+from alcove.devices.vsock import events as ev
 from alcove.devices.vsock.connection import Connection, State
 from alcove.devices.vsock.dialer import dial
 from alcove.devices.vsock.host_socket import Held

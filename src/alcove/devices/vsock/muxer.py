@@ -7,20 +7,20 @@ Rules:
 1. Only packets from the guest's own CID count; others are dropped. The parent is CID 2 and CID 3, and answers from the
    one that was addressed; any other destination, and any type but stream, is refused with RST (§5.4 rule 7, §5.5).
 2. A packet for an unknown connection is refused with RST; an RST is never answered.
-3. Control packets wait in their own queue and go before data. Counters are filled in when a packet leaves.
-4. The guest can make this queue grow; a caller stops taking its packets while `backlog_full`.
+3. Control packets wait in a queue of their own (`control`) and go before data.
+4. The guest can make that queue grow; a caller stops taking its packets while `backlog_full`.
 5. Connections are bounded, and so are those that no listener has taken yet: beyond `limit` or MAX_DIALLING a
    REQUEST is refused with RST, and `open` raises.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from alcove.devices.vsock.connection import Connection, Input, Key, State
+from alcove.devices.vsock.control import ControlQueue
+from alcove.devices.vsock.events import Accepted, Closing, Data, Dial, Event, Gone, GuestDeaf, GuestEnded, Progress
 from alcove.devices.vsock.packet import STREAM, Header, Op, Shutdown
 from alcove.errors import ProtocolError
 from alcove.types import HOST_CID, PARENT_CID, Cid, Port
@@ -33,75 +33,6 @@ _LOCAL_PORTS: Final = 1 << 30
 _RW: Final = Op.RW.value  # plain: looking up a member of an enum costs as much as the rest of a header
 
 
-@dataclass(frozen=True, slots=True)
-class Dial:
-    """The guest wants a connection to a port of the parent: answer with `connected` or `failed`."""
-
-    connection: Connection
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The guest accepted a connection from the host."""
-
-    connection: Connection
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """The packet's payload is for the host; `forwarded` is to follow."""
-
-    connection: Connection
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class GuestEnded:
-    """The guest sends no more: tell the host after everything before it."""
-
-    connection: Connection
-
-
-@dataclass(frozen=True, slots=True)
-class GuestDeaf:
-    """The guest takes no more: read no more from the host."""
-
-    connection: Connection
-
-
-@dataclass(frozen=True, slots=True)
-class Closing:
-    """The guest closed: flush to the host, then call `flushed`."""
-
-    connection: Connection
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The guest's counters arrived: more may be sent now."""
-
-    connection: Connection
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """The connection is over; what the guest sent before still belongs to the host."""
-
-    connection: Connection
-
-
-Event = Dial | Accepted | Data | GuestEnded | GuestDeaf | Closing | Progress | Gone
-
-
-@dataclass(frozen=True, slots=True)
-class _Control:
-    key: Key
-    op: Op
-    flags: int = 0
-    connection: Connection | None = None
-    type: int = STREAM
-
-
 class Muxer:
     """The connections of the guest with this CID, at most `limit` of them."""
 
@@ -109,7 +40,7 @@ class Muxer:
         self._cid = cid
         self._limit = limit
         self._connections: dict[Key, Connection] = {}
-        self._control: deque[_Control] = deque()
+        self._control = ControlQueue(cid)
         self._next_port = 0
         self._dialling = 0
 
@@ -161,13 +92,13 @@ class Muxer:
             if key not in self._connections:
                 break
         connection = self._connections[key] = Connection(key, State.OFFERED)
-        self._queue(connection, Op.REQUEST)
+        self._control.add(connection, Op.REQUEST)
         return connection
 
     def connected(self, connection: Connection) -> None:
         """The host took the guest's connection."""
         self._step(connection, Input.HOST_CONNECTED)
-        self._queue(connection, Op.RESPONSE)
+        self._control.add(connection, Op.RESPONSE)
 
     def ended(self, connection: Connection) -> None:
         """The host sends no more, and all it sent has left."""
@@ -189,39 +120,24 @@ class Muxer:
 
     def timed_out(self, connection: Connection) -> None:
         """The guest did not answer. A request that never left is taken back instead of reset."""
-        request = next((c for c in self._control if c.connection is connection and c.op == Op.REQUEST), None)
-        if request is None:
-            self._close(connection, Input.TIMED_OUT)
-        else:
-            self._control.remove(request)
+        if self._control.withdraw(connection):
             self._forget(connection, Input.TIMED_OUT)
+        else:
+            self._close(connection, Input.TIMED_OUT)
 
     def forwarded(self, connection: Connection, length: int) -> None:
         """The host took `length` bytes of the guest's data."""
         connection.credit.forward(length)
         if connection.state is State.OPEN and connection.credit.update_due():
-            self._queue_update(connection)
+            self._control.update(connection)
 
     def ask_for_credit(self, connection: Connection) -> None:
         """Ask the guest for its counters."""
-        if not connection.request_queued:
-            connection.request_queued = True
-            self._queue(connection, Op.CREDIT_REQUEST)
+        self._control.ask(connection)
 
     def next_control(self) -> Header | None:
         """The next control packet; taking it means that it leaves."""
-        while self._control:
-            control = self._control.popleft()
-            connection = control.connection
-            if connection is not None:
-                if connection.state is State.CLOSED and control.op != Op.RST:
-                    continue
-                if control.op == Op.CREDIT_UPDATE:
-                    connection.update_queued = False
-                elif control.op == Op.CREDIT_REQUEST:
-                    connection.request_queued = False
-            return self._header(control, connection)
-        return None
+        return self._control.next()
 
     def data_header(self, connection: Connection, length: int) -> Header:
         """The header of a data packet that leaves now; `length` is within the allowance."""
@@ -246,7 +162,7 @@ class Muxer:
             self._forget(old, Input.GUEST_RESET)
             yield Gone(old)
         # an answer to an earlier attempt would be taken for the answer to this one
-        self._control = deque(control for control in self._control if control.key != key)
+        self._control.forget(key)
         if len(self._connections) >= self._limit or self._dialling >= MAX_DIALLING:
             self._refuse(key, header)
             return
@@ -277,7 +193,7 @@ class Muxer:
                 connection.step(Input.GUEST_CREDIT)
             case Op.CREDIT_REQUEST:
                 connection.step(Input.GUEST_CREDIT)
-                self._queue_update(connection)
+                self._control.update(connection)
             case Op.SHUTDOWN:
                 yield from self._shutdown(connection, Shutdown(header.flags & Shutdown.BOTH))
             case Op.RST:
@@ -319,47 +235,23 @@ class Muxer:
             flags = Shutdown.BOTH
         if flags != connection.host_shutdown and connection.state is State.OPEN:
             connection.host_shutdown = flags
-            self._queue(connection, Op.SHUTDOWN, flags)
+            self._control.add(connection, Op.SHUTDOWN, flags)
 
     def _refuse(self, key: Key, header: Header) -> None:
         if header.op != Op.RST:
-            self._control.append(_Control(key, Op.RST, type=header.type))
+            self._control.refuse(key, header.type)
 
     def _close(self, connection: Connection, happened: Input) -> None:
         self._forget(connection, happened)
-        self._queue(connection, Op.RST)
+        self._control.add(connection, Op.RST)
 
     def _forget(self, connection: Connection, happened: Input) -> None:
         self._step(connection, happened)
         if self._connections.get(connection.key) is connection:
             del self._connections[connection.key]
 
-    def _queue(self, connection: Connection, op: Op, flags: int = 0) -> None:
-        self._control.append(_Control(connection.key, op, flags, connection))
-
-    def _queue_update(self, connection: Connection) -> None:
-        if not connection.update_queued:
-            connection.update_queued = True
-            self._queue(connection, Op.CREDIT_UPDATE)
-
     def _step(self, connection: Connection, happened: Input) -> None:
         was = connection.state
         connection.step(happened)
         if was is State.DIALLING and connection.state is not State.DIALLING:
             self._dialling -= 1
-
-    def _header(self, control: _Control, connection: Connection | None) -> Header:
-        buf_alloc, fwd_cnt = connection.credit.stamp() if connection is not None else (0, 0)
-        key = control.key
-        return Header(
-            src_cid=key.host_cid,
-            dst_cid=self._cid,
-            src_port=key.host_port,
-            dst_port=key.guest_port,
-            length=0,
-            type=control.type,
-            op=control.op,
-            flags=control.flags,
-            buf_alloc=buf_alloc,
-            fwd_cnt=fwd_cnt,
-        )
