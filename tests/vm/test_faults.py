@@ -288,6 +288,49 @@ def test_sigkill_during_a_start_leaves_nothing_behind_the_next(own: Any, hello_e
     assert left(own.run_directory) == set()
 
 
+def test_an_enclave_that_boots_is_listed_and_can_be_ended(own: Any, image: Callable[[str, str], Path]) -> None:
+    """From the moment it has its CID: state EMPTY, console, a row in top; terminate-enclave undoes the start (E36)."""
+    eif = image("booting", "echo the guest was here; exec /bin/busybox sleep 1000")
+    booting = start(own, eif, "--debug-mode")
+    enclaves = own.run_directory / "enclaves"
+    while booting.poll() is None and not list(enclaves.glob("i-*")):
+        time.sleep(0.01)
+    (entry,) = own.json("nitro-cli", "describe-enclaves")
+    assert (entry["State"], entry["EnclaveName"], entry["Flags"]) == ("EMPTY", "booting", "DEBUG_MODE")
+    assert len(entry["Measurements"]["PCR0"]) == 96
+    assert own("alcove", "logs", "booting").returncode == 0
+    assert "starting" in own("alcove", "top", "--once").stdout.splitlines()[1]
+    with subprocess.Popen(
+        own.command("nitro-cli", "console", "--enclave-name", "booting"),
+        env=own.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as watching:
+        assert watching.stdout is not None
+        assert any("the guest was here" in line for line in watching.stdout)
+        (done,) = own.json("nitro-cli", "terminate-enclave", "--all")
+        assert done["EnclaveID"] == entry["EnclaveID"]
+        watching.stdout.read()
+        assert watching.wait(20) == 0
+    assert refused(booting)[0] == "[ E36 ] the enclave did not start: the enclave was terminated"
+    assert booting.returncode == 36
+    assert left(own.run_directory) == set()
+
+
+def test_attach_console_shows_all_of_an_application_that_ends_at_once(
+    own: Any, application: Callable[[str, str], Path]
+) -> None:
+    """Even where the enclave is gone before the console is reached; and the command ends with the enclave."""
+    attached = start(own, application("brief", "echo that is all"), "--attach-console")
+    out, err = attached.communicate(timeout=240)
+    assert attached.returncode == 0, err
+    entry, _ = json.JSONDecoder().raw_decode(out)
+    assert "Successfully connected to the console.\n" in out
+    assert "that is all" in out
+    assert ended(own, entry["EnclaveID"])["Cause"] == "exited"
+    assert left(own.run_directory) == set()
+
+
 def test_four_enclaves_at_once(own: Any, hello_eif: Path, machines: Callable[[int], list[str]]) -> None:
     """Four starts at the same moment on however few CPUs: all are listed, one shows its console, all are ended."""
     processes = [start(own, hello_eif, "--enclave-name", "four", "--debug-mode") for _ in range(4)]
