@@ -87,6 +87,11 @@ def test_a_signed_image_describes_itself(eif: Path, key_and_certificate: tuple[P
         (("run-enclave", "--config", "/nowhere"), 19),
         (("run-enclave", "--cpu-count", "1"), 2),
         (("run-enclave", "--cpu-count", "1", "--cpu-ids", "1", "--memory", "64", "--eif-path", "x"), 2),
+        (("run-enclave", "--cpu-count", "1", "--memory", "-10", "--eif-path", "x"), 2),
+        (("run-enclave", "--cpu-ids", "-1", "--memory", "64", "--eif-path", "x"), 2),
+        (("console", "--enclave-name", "x", "--disconnect-timeout", "-1"), 2),
+        (("console", "--enclave-name", "x", "--disconnect-timeout", "soon"), 3),
+        (("terminate-enclave", "--all", "--enclave-name", "x"), 2),
         (("build-enclave", "--docker-uri", "x"), 2),
         (("frobnicate",), 2),
     ],
@@ -111,3 +116,10 @@ def test_versions_and_help_are_there() -> None:
     assert run("nitro-cli", "--version").stdout == "Nitro CLI 1.5.0\n"
     for program in ("alcove", "nitro-cli", "vsock-proxy"):
         assert run(program, "--help").returncode == 0
+
+
+@pytest.mark.parametrize("command", ["run-enclave", "describe-enclaves", "terminate-enclave", "console", "explain"])
+def test_help_has_an_example(command: str) -> None:
+    """Each command of the run time shows how it is called."""
+    said = run("nitro-cli", command, "--help").stdout
+    assert f"example:\n  nitro-cli {command} --" in said

@@ -86,7 +86,7 @@ def test_a_signature_of_another_image_stops_the_start(tmp_path: Path) -> None:
         ["--parent-role", f"{ROLE}\n"],
         ["--parent-role", f"{ROLE}/"],
         ["--boot-timeout", "0"],
-        ["--boot-timeout", "-1"],
+        ["--boot-timeout", "86401"],
         ["--boot-timeout", "nan"],
         ["--boot-timeout", "inf"],
     ],

@@ -18,7 +18,7 @@ Handler = Callable[[argparse.Namespace], int | None]
 
 def alcove() -> NoReturn:
     """The program ``alcove``: every command of nitro-cli, and Alcove's own."""
-    _run(alcove_parser())
+    _run(alcove_parser)
 
 
 def alcove_parser() -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def alcove_parser() -> argparse.ArgumentParser:
 
 def nitro_cli() -> NoReturn:
     """The program ``nitro-cli``."""
-    _run(nitro_parser())
+    _run(nitro_parser)
 
 
 def nitro_parser() -> argparse.ArgumentParser:
@@ -63,7 +63,7 @@ def nitro_parser() -> argparse.ArgumentParser:
 
 def vsock_proxy() -> NoReturn:
     """The program ``vsock-proxy``."""
-    _run(proxy_parser(), output.rust_error)
+    _run(proxy_parser, output.rust_error)
 
 
 def proxy_parser() -> argparse.ArgumentParser:
@@ -80,16 +80,21 @@ def _terminated(*_: object) -> NoReturn:
     sys.exit(128 + signal.SIGTERM)
 
 
-def _run(parser: argparse.ArgumentParser, report: Callable[[str, AlcoveError], None] = output.error) -> NoReturn:
-    arguments = parser.parse_args()
+def _run(
+    make_parser: Callable[[], argparse.ArgumentParser], report: Callable[[str, AlcoveError], None] = output.error
+) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminated)
-    handler: Handler = arguments.handler
+    program = "alcove"
     try:
+        parser = make_parser()  # loads most of the program: Ctrl-C may come here too
+        program = parser.prog
+        arguments = parser.parse_args()
+        handler: Handler = arguments.handler
         status = handler(arguments) or 0
     except AlcoveError as problem:
         if os.environ.get("ALCOVE_DEBUG"):
             raise
-        report(parser.prog, problem)
+        report(program, problem)
         status = 1 if report is output.rust_error else problem.exit_status
     except KeyboardInterrupt:
         status = 130
@@ -100,6 +105,6 @@ def _run(parser: argparse.ArgumentParser, report: Callable[[str, AlcoveError], N
     except OSError as problem:
         if os.environ.get("ALCOVE_DEBUG") or problem.filename is None:
             raise
-        output.error(parser.prog, AlcoveError(f"cannot use `{problem.filename}`: {problem.strerror}", code="E19"))
+        output.error(program, AlcoveError(f"cannot use `{problem.filename}`: {problem.strerror}", code="E19"))
         status = 19
     sys.exit(status)

@@ -54,19 +54,38 @@ def _add_run(commands: Commands) -> None:
 
 
 def _add_watch(commands: Commands) -> None:
-    parser = command(commands, "describe-enclaves", describe_enclaves, "list the running enclaves")
+    parser = command(
+        commands,
+        "describe-enclaves",
+        describe_enclaves,
+        "list the enclaves that run, or boot (state EMPTY)",
+        "nitro-cli describe-enclaves --metadata",
+    )
     parser.add_argument("--metadata", action="store_true", help="with the image's name, version and metadata")
     parser.add_argument("--all", action="store_true", help="Alcove's own: those that have ended too, and how they did")
-    parser = command(commands, "terminate-enclave", terminate_enclave, "end an enclave")
+    parser = command(
+        commands,
+        "terminate-enclave",
+        terminate_enclave,
+        "end an enclave, and wait until nothing of it is left",
+        "nitro-cli terminate-enclave --enclave-name app",
+    )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--enclave-id", metavar="ID")
     which.add_argument("--enclave-name", metavar="NAME")
-    which.add_argument("--all", action="store_true")
-    parser = command(commands, "console", console, "show the console of an enclave in debug mode")
+    which.add_argument("--all", action="store_true", help="the caller's own; root's are everybody's")
+    parser = command(
+        commands,
+        "console",
+        console,
+        "show the console of an enclave in debug mode, from its boot on",
+        "nitro-cli console --enclave-name app --disconnect-timeout 10",
+    )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--enclave-id", metavar="ID")
     which.add_argument("--enclave-name", metavar="NAME")
-    parser.add_argument("--disconnect-timeout", metavar="SECONDS")
+    parser.add_argument("--disconnect-timeout", metavar="SECONDS", help="end then; else when the enclave ends")
+    parser.add_argument("--quiet", action="store_true", help="Alcove's own: nothing but the console's bytes")
 
 
 def run_enclave(arguments: argparse.Namespace) -> None:
@@ -202,15 +221,17 @@ def console(arguments: argparse.Namespace) -> None:
     text = arguments.disconnect_timeout
     seconds = None if text is None else config.parse_number("disconnect-timeout", text, bits=64)
     record = _find(paths, arguments)
-    output.text(f"Connecting to the console for enclave {record.cid}...")
-    _copy_console(paths, record, seconds)
+    if not arguments.quiet:
+        output.text(f"Connecting to the console for enclave {record.cid}...")
+    _copy_console(paths, record, seconds, quiet=arguments.quiet)
 
 
-def _copy_console(paths: Paths, record: Record, seconds: float | None) -> None:
+def _copy_console(paths: Paths, record: Record, seconds: float | None, *, quiet: bool = False) -> None:
     from alcove.enclave import lifecycle  # noqa: PLC0415
 
     stream = lifecycle.console(paths, record, seconds)
     next(stream)
-    output.text("Successfully connected to the console.")
+    if not quiet:
+        output.text("Successfully connected to the console.")
     for chunk in stream:
         output.data(chunk)

@@ -22,6 +22,8 @@ def command(commands: Commands, name: str, handler: Any, text: str, example: str
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(handler=handler)
+    # none of our values is negative: `--memory -10` is a flag where a value is missing, as it is to AWS's parser
+    parser._has_negative_number_optionals.append(True)  # noqa: SLF001
     return parser
 
 

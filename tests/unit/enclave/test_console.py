@@ -58,7 +58,6 @@ kept: list[asyncio.StreamWriter] = []  # a writer that is collected closes its s
 
 def test_who_comes_late_gets_what_was_said_before(path: Path) -> None:
     """From the boot on, then what comes; only the owner may connect."""
-
     modes = []
 
     async def story(made: Console, say: Say) -> None:
