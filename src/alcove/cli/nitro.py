@@ -158,6 +158,8 @@ def describe_enclaves(arguments: argparse.Namespace) -> None:
 
     paths = Paths.from_environment()
     entries, failures = lifecycle.describe_enclaves(paths, metadata=arguments.metadata)
+    for note in dict.fromkeys(entry.pop("Note") for entry in entries):
+        output.say(note)
     if arguments.all:
         running = {entry["EnclaveID"] for entry in entries}  # as they were asked, whatever has happened since
         entries = [entry for entry in ended.load(paths) if entry["EnclaveID"] not in running] + entries

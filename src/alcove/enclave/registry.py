@@ -30,7 +30,7 @@ from alcove.types import FIRST_ENCLAVE_CID, Cid
 def live(paths: Paths) -> list[Record]:
     """The running (and starting) enclaves, oldest first; what dead supervisors left is removed."""
     try:
-        directories = sorted(paths.enclaves.iterdir(), key=lambda path: path.lstat().st_mtime_ns)
+        directories = sorted(paths.enclaves.iterdir(), key=_age)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -45,6 +45,13 @@ def live(paths: Paths) -> list[Record]:
         elif record := _read(files.record):
             found.append(record)
     return found
+
+
+def _age(directory: Path) -> int:
+    try:
+        return directory.lstat().st_mtime_ns
+    except FileNotFoundError:  # it has gone since; the others are still there
+        return 0
 
 
 def holds(paths: Paths, record: Record) -> bool:

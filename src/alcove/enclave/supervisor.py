@@ -104,7 +104,7 @@ class Supervisor:
         self._cleanups.close()
 
     def describe(self) -> dict[str, Any]:
-        """This enclave's entry of describe-enclaves, image and metadata included."""
+        """This enclave's entry of describe-enclaves, image and metadata included, and a note about the pool."""
         record, boot = self._record, self._image
         return run_result(record) | {
             "State": self._state,
@@ -113,6 +113,7 @@ class Supervisor:
             "ImageName": boot.image_name,
             "ImageVersion": boot.image_version,
             "Metadata": boot.metadata,
+            "Note": isolation.pool_note(self._pool),
         }
 
     async def _boot(self) -> dict[str, Any]:

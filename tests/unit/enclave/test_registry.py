@@ -108,6 +108,25 @@ def test_an_enclave_is_gone_when_its_process_is_killed(paths: Paths) -> None:
     assert list(paths.enclaves.iterdir()) == []
 
 
+def test_an_enclave_that_vanishes_meanwhile_hides_no_other(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that goes between the listing and the look at it is passed over: the others count."""
+    process = start(paths, "i-1")
+    assert process.stdout
+    process.stdout.readline()
+    ending, lstat = paths.enclaves / "i-0", Path.lstat
+    ending.mkdir()
+
+    def vanish(path: Path) -> os.stat_result:
+        if path == ending:
+            ending.rmdir()
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", vanish)
+    assert [record.enclave_id for record in registry.live(paths)] == ["i-1"]
+    assert not ending.exists()
+    process.communicate("")
+
+
 def test_a_refused_reservation_leaves_nothing(paths: Paths) -> None:
     """When the decision fails, no directory and no lock remain."""
 
