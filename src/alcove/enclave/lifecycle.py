@@ -97,7 +97,8 @@ def _revive(error: dict[str, Any]) -> AlcoveError:
 def describe_enclaves(paths: Paths, *, metadata: bool) -> tuple[list[dict[str, Any]], int]:
     """The running enclaves, and the number of supervisors that did not answer.
 
-    Each entry has a ``Note`` for people, as that of :func:`run_enclave`. An enclave that ends meanwhile is waited for: it is neither running nor a failure.
+    Each entry has a ``Note`` for people, as that of :func:`run_enclave`. An enclave that ends meanwhile is waited for,
+    and is neither running nor a failure.
     """
     entries, failures = [], 0
     for record in registry.live(paths):
