@@ -25,9 +25,11 @@ from alcove.attestation.policy import (
     NoDebugMode,
     Parent,
     Policy,
+    PublicKey,
     Role,
     SignedBy,
     UnsafeAcceptDebugMode,
+    UserData,
 )
 from alcove.attestation.policy_file import parse_policy, policy_from_data
 from alcove.attestation.verify import Root, VerifiedAttestation, verify
@@ -47,11 +49,13 @@ __all__ = [
     "Parent",
     "Policy",
     "PolicyError",
+    "PublicKey",
     "RevocationLists",
     "Role",
     "Root",
     "SignedBy",
     "UnsafeAcceptDebugMode",
+    "UserData",
     "VerifiedAttestation",
     "parse_document",
     "parse_policy",

@@ -181,6 +181,30 @@ class Role:
 
 
 @dataclass(frozen=True, slots=True)
+class UserData:
+    """The enclave put exactly this into user_data, as a protocol that binds something to the document has it."""
+
+    value: bytes
+
+    def check(self, document: AttestationDocument, *, allow_debug: bool = False) -> None:
+        """Refuse other user data, and none; empty is not none."""
+        NoDebugMode().check(document, allow_debug=allow_debug)
+        _check_field("user_data", document.user_data, self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """The enclave put exactly this into public_key, such as the key of a connection."""
+
+    value: bytes
+
+    def check(self, document: AttestationDocument, *, allow_debug: bool = False) -> None:
+        """Refuse another key, and none."""
+        NoDebugMode().check(document, allow_debug=allow_debug)
+        _check_field("public_key", document.public_key, self.value)
+
+
+@dataclass(frozen=True, slots=True)
 class AllOf:
     """Every one of `policies`, of which there is at least one."""
 
@@ -225,6 +249,11 @@ class AnyOf:
 def extended(data: bytes) -> bytes:
     """A fresh register after one extend by `data` (eif.md §2)."""
     return hashlib.sha384(_ZERO + data).digest()
+
+
+def _check_field(name: str, found: bytes | None, expected: bytes) -> None:
+    if found is None or not hmac.compare_digest(found, expected):
+        raise PolicyError(f"{name} is not the expected one", step=STEP)
 
 
 def _not_empty(policies: Sequence[Policy]) -> tuple[Policy, ...]:

@@ -18,9 +18,11 @@ from alcove.attestation.policy import (
     NoDebugMode,
     Parent,
     Policy,
+    PublicKey,
     Role,
     SignedBy,
     UnsafeAcceptDebugMode,
+    UserData,
 )
 from alcove.errors import PolicyError
 from alcove.image.pcr import pcr_of_certificate
@@ -175,3 +177,13 @@ def test_names_that_cannot_be_are_mistakes(kind: Callable[[object], Policy], val
     """They would never match, and whoever wrote them meant something else."""
     with pytest.raises(ValueError, match=r"is no|cannot be"):
         kind(value)
+
+
+@pytest.mark.parametrize(("kind", "field"), [(UserData, "user_data"), (PublicKey, "public_key")])
+def test_what_the_enclave_added_is_pinned_byte_for_byte(kind: Callable[[bytes], Policy], field: str) -> None:
+    """Another value, a longer one, none where some is expected and some where none is are all refused; so is debug."""
+    for found, expected, accepted in ((b"a", b"a", True), (b"", b"", True), (b"ab", b"a", False), (None, b"", False)):
+        for pcrs, debug in ((NORMAL.pcrs, False), (DEBUG.pcrs, True)):
+            claims = AttestationDocument("i-1-enc1", 1, pcrs, b"leaf", (b"root",), **{field: found})
+            assert accepts(kind(expected), claims) == (accepted and not debug)
+            assert accepts(AllOf([kind(expected), UnsafeAcceptDebugMode()]), claims) == accepted
