@@ -18,6 +18,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _MULTI_REGION = re.compile(r"mrk-[0-9a-f]{32}", re.ASCII)
 _ARN = re.compile(r"arn:([a-z0-9-]+):kms:([a-z0-9-]+):([0-9]{12}):(key|alias)/(.+)", re.ASCII)
 _ALIAS = re.compile(r"alias/[a-zA-Z0-9/_-]+", re.ASCII)
+RESERVED_ALIASES: Final = "alias/aws/"
 OURS: Final = "AWS_KMS"
 EXTERNAL: Final = "EXTERNAL"
 PRIMARY: Final = "PRIMARY"
@@ -227,16 +228,26 @@ def parse_key_id(text: str, realm: Realm, *, aliases: bool = True) -> str:
 
 
 def check_alias_name(name: str) -> None:
-    """Refuses an alias name that cannot be (§18).
+    """Refuses an alias name without its prefix (§18).
 
     Raises:
-        KmsError: ValidationException in the recorded words, InvalidAliasNameException.
+        KmsError: ValidationException in the recorded words.
     """
     if not name.startswith("alias/"):
         guide = "https://docs.aws.amazon.com/kms/latest/developerguide/kms-alias.html"
         raise validation(f'Alias must start with the prefix "alias/". Please see {guide}')
+
+
+def check_new_alias_name(name: str) -> None:
+    """Refuses an alias name that cannot be made (§18): other characters, or one that AWS keeps for its own keys.
+
+    Raises:
+        KmsError: InvalidAliasNameException.
+    """
     if not _ALIAS.fullmatch(name):
         raise KmsError("InvalidAliasNameException", "An alias name has letters, digits and / _ - only.")
+    if name.startswith(RESERVED_ALIASES):
+        raise KmsError("InvalidAliasNameException", f"Aliases beginning with {RESERVED_ALIASES} are reserved")
 
 
 def no_such_alias(name: str, realm: Realm) -> KmsError:

@@ -24,6 +24,8 @@ TARGET_PREFIX: Final = "TrentService"  # §1.1
 ALSO_ATTESTED: Final = ("GenerateMac", "PutKeyPolicy", "ReEncrypt", "Sign")
 """Operations that take a Recipient here and not at AWS: policies can ask where the caller runs. No answer is sealed."""
 MAX_SHOWN: Final = 256  # characters of a refused value that a message repeats
+MAX_PROBLEM: Final = 1024  # characters of one violation: its path has the client's own keys
+MAX_PROBLEMS: Final = 32  # violations after which a list is read no further: an answer stays smaller than its request
 
 Shape = Mapping[str, Any]
 _Reader = Callable[[Any, str, list[str]], Any]
@@ -65,7 +67,8 @@ class Model:
         parsed = self._reader(shape["shape"])(value, "", problems) if shape else {}
         if problems:
             many = "error" if len(problems) == 1 else "errors"
-            raise validation(f"{len(problems)} validation {many} detected: {'; '.join(problems)}")
+            shown = "; ".join(problem[:MAX_PROBLEM] for problem in problems)
+            raise validation(f"{len(problems)} validation {many} detected: {shown}")
         return cast("dict[str, Any]", parsed)
 
     def render(self, operation: str, result: Mapping[str, Any]) -> bytes:
@@ -109,15 +112,24 @@ class Model:
         member = shape["member"]["shape"]
 
         def read(value: list[Any], path: str, problems: list[str]) -> list[Any]:
-            item = self._reader(member)
-            return [item(v, f"{path}.{i}.member", problems) for i, v in enumerate(value, 1)]
+            item, found = self._reader(member), []
+            for i, v in enumerate(value, 1):
+                found.append(item(v, f"{path}.{i}.member", problems))
+                if len(problems) >= MAX_PROBLEMS:
+                    break
+            return found
 
         return read
 
     def _map_reader(self, shape: Shape) -> _Reader:
         def read(value: dict[str, Any], path: str, problems: list[str]) -> dict[str, Any]:
             key, inner = self._reader(shape["key"]["shape"]), self._reader(shape["value"]["shape"])
-            return {key(k, f"{path}.key", problems): inner(v, f"{path}.{k}.value", problems) for k, v in value.items()}
+            found = {}
+            for k, v in value.items():
+                found[key(k, f"{path}.key", problems)] = inner(v, f"{path}.{k}.value", problems)
+                if len(problems) >= MAX_PROBLEMS:
+                    break
+            return found
 
         return read
 

@@ -5,6 +5,8 @@ Core: what became known of a call in; a JSON object out. Plaintext, ciphertext a
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,9 +17,13 @@ from alcove.kms.call import Call, Identity, Peer
 from alcove.kms.errors import KmsError
 from alcove.kms.keys import Realm
 from alcove.kms.policy.evaluate import Decision
+from alcove.kms.policy.text import Value
 from alcove.kms.specs import SYMMETRIC
 
 _HIDDEN: Final = frozenset({"Plaintext", "CiphertextBlob", "Policy", "Recipient", "GrantTokens", "GrantToken"})
+MAX_PARAMETERS: Final = 131_072  # characters of JSON; a line of the log is bounded (`audit.MAX_LINE`)
+MAX_VALUES: Final = 64  # of a multi-valued condition key
+MAX_VALUE: Final = 1024  # characters of what a request had for one condition, or of what an error says
 _UNANSWERED: Final = frozenset({"GrantToken", "ReplicaPolicy"})
 _ANSWERED: Final = frozenset(
     {"CreateKey", "CreateGrant", "ReplicateKey", "CancelKeyDeletion", "ScheduleKeyDeletion", "AssumeRole"}
@@ -93,7 +99,7 @@ class Trail:
         shown = {k: v for k, v in self.params.items() if k not in _HIDDEN and not isinstance(v, bytes)}
         if self.operation == "Decrypt":
             shown.setdefault("EncryptionAlgorithm", SYMMETRIC)
-        return {f"{k[:1].lower()}{k[1:]}": v for k, v in shown.items()} or None
+        return _bounded({f"{k[:1].lower()}{k[1:]}": v for k, v in shown.items()}) or None
 
     def _response(self) -> dict[str, Any] | None:
         if self.answer is None or self.operation not in _ANSWERED:
@@ -107,7 +113,7 @@ class Trail:
         if self.decision:
             found["decision"] = _decision(self.decision)
         if self.error and self.error.because:
-            found["because"] = self.error.because
+            found["because"] = self.error.because[:MAX_VALUE]
         if self.grant_id:
             found["grantId"] = self.grant_id
         for name in ("KeyMaterialId", "SourceKeyMaterialId", "DestinationKeyMaterialId"):
@@ -128,6 +134,21 @@ def _recipient(recipient: Recipient) -> dict[str, str]:
     )
 
 
+def _bounded(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters as they are, or, when there is too much of them, the key and a hash by which they can be proved."""
+    text = json.dumps(parameters, sort_keys=True)
+    if len(text) <= MAX_PARAMETERS:
+        return parameters
+    omitted = {"characters": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return {name: parameters[name] for name in ("keyId",) if name in parameters} | {"omitted": omitted}
+
+
+def _shortened(actual: Value | None) -> object:
+    if actual is None or isinstance(actual, str):
+        return actual and actual[:MAX_VALUE]
+    return [value[:MAX_VALUE] for value in actual[:MAX_VALUES]]
+
+
 def _decision(decision: Decision) -> dict[str, Any]:
     failures = [
         {
@@ -135,7 +156,7 @@ def _decision(decision: Decision) -> dict[str, Any]:
             "operator": f.operator,
             "key": f.key,
             "expected": list(f.expected),
-            "actual": list(f.actual) if isinstance(f.actual, tuple) else f.actual,
+            "actual": _shortened(f.actual),
         }
         for f in decision.failures
     ]

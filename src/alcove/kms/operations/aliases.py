@@ -10,14 +10,13 @@ from typing import Any, Final
 
 from alcove.kms.call import Call, Tools
 from alcove.kms.errors import KmsError
-from alcove.kms.keys import Key, Needs, check_state
+from alcove.kms.keys import Key, Needs, check_new_alias_name, check_state
 from alcove.kms.operations.deliver import arn
 from alcove.kms.operations.pages import page
 from alcove.kms.specs import SPECS
 from alcove.kms.store import Alias
 
 MAX_ALIASES: Final = 50  # §9, per key
-RESERVED: Final = "alias/aws/"
 
 
 def create_alias(tools: Tools, call: Call) -> dict[str, Any]:
@@ -67,10 +66,9 @@ def list_aliases(tools: Tools, call: Call) -> dict[str, Any]:
 
 
 def check_new_name(tools: Tools, call: Call) -> None:
-    """Refuses the names that AWS keeps for its own keys."""
+    """Refuses names that an alias cannot have."""
     del tools
-    if call.params["AliasName"].startswith(RESERVED):
-        raise KmsError("InvalidAliasNameException", f"Aliases beginning with {RESERVED} are reserved")
+    check_new_alias_name(call.params["AliasName"])
 
 
 def check_new_target(tools: Tools, call: Call) -> None:
