@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from tests.conformance.corpus import layout
 from tests.unit.image.tarballs import gzip_member
@@ -36,10 +35,10 @@ from alcove.image.reader import Eif, read_eif
 from alcove.image.rootfs import rootfs_tar
 from alcove.image.signature import pack_section, parse_section
 from alcove.image.signing import verify_section
-from alcove.image.sources import layers as layer_files
 from alcove.image.sources import oci
 from alcove.image.sources.tar import Kind, members
 from alcove.image.sources.tree import walk
+from alcove.image.sources.unpack import BrokenError, gunzipped
 
 AT = datetime(2026, 6, 1, tzinfo=UTC)
 LIMIT = 1 << 22  # bytes that compressed parts may unpack to
@@ -226,14 +225,13 @@ def layers(data: bytes) -> None:
 def gunzip(data: bytes) -> None:
     """A blob unpacks to what zlib makes of it too, in bounded pieces, or it is refused."""
     found = bytearray()
-    blob: Any = io.BytesIO(data)
     try:
-        for chunk in layer_files._gunzipped(blob):
+        for chunk in gunzipped(io.BytesIO(data).read):
             assert len(chunk) <= 1 << 20
             found += chunk
             if len(found) > LIMIT:
                 return
-    except layer_files._BrokenError:
+    except BrokenError:
         return
     with contextlib.suppress(zlib.error):  # it minds flags that have no meaning
         assert found == b"".join(_inflated(data))

@@ -4,7 +4,8 @@ A blob is read once. What is not compressed stays where it is; what is goes to a
 blob and of what it unpacks to, are computed on the way. Nobody looks into a layer before they are right. Layers are
 given out as they get ready, in any order, so that one is looked into while others are still hashed.
 
-Several layers are made ready at a time, each in a thread: hashlib and ISA-L let go of the interpreter's lock.
+Several layers are made ready at a time, each in a thread, a large one in two: hashlib and ISA-L let go of the
+interpreter's lock.
 """
 
 from __future__ import annotations
@@ -12,30 +13,24 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import subprocess
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, Final
-
-from isal.igzip_lib import DECOMP_GZIP, IgzipDecompressor, IsalError
+from typing import BinaryIO, Final
 
 from alcove.errors import AlcoveError, ImageFormatError, MachineError
 from alcove.image.sources.container import OnBytes
 from alcove.image.sources.limits import NO_ROOM, Limits
+from alcove.image.sources.unpack import GZIP, ZSTD, BrokenError, StoppedError, ahead, gunzipped, unzstd
 
 STAGE: Final = "reading the layers"
 _AT_ONCE: Final = 4  # layers that are made ready at the same time, at a few chunks of memory each
 _CHUNK: Final = 1 << 20
 _PLAIN_CHUNK: Final = 2 << 20  # after each, a thread may have to wait for one that runs Python
-_COMPRESSED_CHUNK: Final = 1 << 17  # what a gzip member leaves of it is copied for the next
-_GZIP_HEADER: Final = 1 << 12  # a member's header is shorter
 _DIGEST: Final = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
-_GZIP: Final = b"\x1f\x8b"  # RFC 1952 §2.3.1
-_ZSTD: Final = b"\x28\xb5\x2f\xfd"  # RFC 8878 §3.1.1
 
 
 # Takes a layer's number, 0 is the lowest, its tar file, and what to call now and then: it raises when nobody waits.
@@ -89,10 +84,6 @@ def split_digest(digest: str) -> tuple[str, str]:
     return match[1] or match[3], match[2] or match[4]
 
 
-class _StoppedError(Exception):
-    """Nobody waits for the layers any more."""
-
-
 class _Work:
     """What the threads share: the limit, how far they are, and whether anybody still waits for them."""
 
@@ -100,12 +91,17 @@ class _Work:
         self.limits = limits
         self.stopped = threading.Event()
         self._done, self._total = 0, total
+        self.cores = len(os.sched_getaffinity(0))
         self._on_bytes = on_bytes
         self._lock = threading.Lock()
 
     def check(self) -> None:
         if self.stopped.is_set():
-            raise _StoppedError
+            raise StoppedError
+
+    def is_large(self, size: int) -> bool:
+        """Whether a layer of that size would still be at work when the other cores have done all else."""
+        return size * self.cores > self._total
 
     def advance(self, count: int) -> None:
         self.check()
@@ -160,7 +156,7 @@ def use_layers(layers: Sequence[Layer], directory: Path, limits: Limits, on_byte
         with using:
             use(index, spool, work.check)
 
-    with ThreadPoolExecutor(min(_AT_ONCE, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(min(_AT_ONCE, work.cores)) as pool:
         largest_first = sorted(range(len(layers)), key=lambda index: -_size(layers[index].path))
         try:
             _wait({pool.submit(make, index): index for index in largest_first})
@@ -194,10 +190,12 @@ def _ready(layer: Layer, spool: Path, work: _Work) -> Path:
         magic = file.read(4)
         file.seek(0)
         blob = _Blob(file, layer.digest, work)
-        if magic[:2] == _GZIP:
-            _unpack(layer, blob, _gunzipped(blob), spool, work)
-        elif magic == _ZSTD:
-            _unpack(layer, blob, _unzstd(blob), spool, work)
+        if magic[:2] == GZIP:
+            content = gunzipped(blob.read)
+            large = work.is_large(_size(layer.path))
+            _unpack(layer, blob, ahead(content) if large else content, spool, work)
+        elif magic == ZSTD:
+            _unpack(layer, blob, unzstd(blob.read), spool, work)
         else:
             _check_plain(layer, blob, work)
             return layer.path
@@ -239,15 +237,11 @@ def _unpack(layer: Layer, blob: _Blob, content: Generator[bytes, None, None], sp
                     raise work.limits.too_large()
                 inner.update(chunk)
                 _write(out, chunk, spool)
-        except _BrokenError as error:
+        except BrokenError as error:
             blob.check()  # when the blob is not what it should be, that is what is wrong
             raise ImageFormatError(f"the layer's compression is broken: {error}", field="layer") from None
     blob.check()
     inner.check()
-
-
-class _BrokenError(Exception):
-    """What a decompressor says of its input."""
 
 
 def _writing(spool: Path) -> BinaryIO:
@@ -268,60 +262,3 @@ def _write(out: BinaryIO, chunk: bytes, spool: Path) -> None:
 
 def _no_room(spool: Path, error: OSError) -> MachineError:
     return MachineError(f"a layer cannot be unpacked to `{spool.parent}`: {error.strerror}", hint=NO_ROOM, code="E48")
-
-
-def _gunzipped(blob: _Blob) -> Generator[bytes, None, None]:
-    """The members of a gzip file, one after the other; at most a chunk at a time, however well it was compressed."""
-    data = blob.read(_COMPRESSED_CHUNK)
-    try:
-        while data:
-            if len(data) < _GZIP_HEADER:
-                data += blob.read(_COMPRESSED_CHUNK)  # ISA-L does not take some headers in pieces
-            stream = IgzipDecompressor(DECOMP_GZIP)
-            while not stream.eof:
-                if stream.needs_input and not data:
-                    data = blob.read(_COMPRESSED_CHUNK)
-                    if not data:
-                        raise _BrokenError("it ends in the middle")
-                chunk, data = stream.decompress(data, _CHUNK), b""
-                yield chunk
-            data = stream.unused_data or blob.read(_COMPRESSED_CHUNK)
-    except IsalError as error:  # type: ignore[misc]  # a class, whatever its stub says
-        raise _BrokenError(str(error)) from None
-
-
-def _unzstd(blob: _Blob) -> Generator[bytes, None, None]:
-    """What the program zstd makes of a blob, which a thread feeds to it."""
-    argv = ["zstd", "--decompress", "--stdout", "--quiet"]
-    try:
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    except FileNotFoundError:
-        hint = "install zstd (Debian: apt install zstd); `alcove doctor` shows what is missing"
-        raise MachineError(
-            "the program zstd, which this image's layers need, is missing", hint=hint, code="E48"
-        ) from None
-    feeder = threading.Thread(target=_feed, args=(blob, process.stdin), name="zstd")
-    with process:
-        try:
-            feeder.start()
-            yield from _chunks(process.stdout)
-            errors = process.stderr.read() if process.stderr else b""
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            feeder.join()
-    if process.returncode:
-        reason = errors.decode(errors="replace").strip().splitlines()[-1:]
-        raise _BrokenError("".join(reason).removeprefix("zstd: "))
-
-
-def _feed(blob: _Blob, pipe: IO[bytes] | None) -> None:
-    with suppress(OSError, _StoppedError), pipe or open(os.devnull, "wb") as out:  # noqa: PTH123  # who stopped it knows why
-        while chunk := blob.read(_COMPRESSED_CHUNK):
-            out.write(chunk)
-
-
-def _chunks(file: IO[bytes] | None) -> Iterator[bytes]:
-    while file and (chunk := file.read(_CHUNK)):
-        yield chunk
