@@ -26,6 +26,7 @@ LAYERS: dict[str, set[str]] = {
     "enclave": {"codec", "image", "machine", "devices", "attestation"},
     "sdk": {"codec", "devices.nsm.messages", "kms.model"},
     "apps": {"codec", "sdk"},
+    "scaffold": set(),
     "testing": {"codec", "image", "attestation", "devices", "kms", "sdk"},
 }
 FREE = {"errors", "types", "pkcs11", "__init__", ""}
@@ -36,7 +37,7 @@ SHELL_MODULES = {
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    for path in sorted(SOURCE.rglob("*.py")):
+    for path in sorted(set(SOURCE.rglob("*.py")) - set(SOURCE.glob("scaffold/templates/**/*.py"))):
         yield ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"), path
 
 
