@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from alcove.codec import cpio
 from alcove.errors import ImageFormatError, InputError, UsageError
 from alcove.image.blobs import Blobs
-from alcove.image.builder import NewHeader, NewSection, file_chunks, write_eif
+from alcove.image.builder import NewHeader, NewSection, file_chunks, target_of, write_eif
 from alcove.image.format import ARCHITECTURES, SectionType
 from alcove.image.lanes import Chunk
 from alcove.image.metadata import (
@@ -193,8 +193,9 @@ def _custom_metadata(path: Path | None) -> dict[str, Any] | None:
 
 def _check_files(request: BuildRequest) -> None:
     """Fail before the long part, not after it."""
-    directory = request.output_file.parent
-    taken = request.output_file.exists() and not request.output_file.is_file()  # a directory or a device
+    output = target_of(request.output_file)
+    directory = output.parent
+    taken = output.exists() and not output.is_file()  # a directory or a device
     if taken or not directory.is_dir() or not os.access(directory, os.W_OK):
         hint = "give --output-file a path in a directory that can be written"
         raise UsageError(f"cannot write `{request.output_file}`", hint=hint, code="E19")

@@ -93,8 +93,10 @@ def write_eif(
 def replacement(output: Path) -> Iterator[BinaryIO]:
     """A new file beside `output` that replaces it when the block ends well, and is removed when it does not.
 
-    A file that is replaced hands on its permissions. What is there and is no file (/dev/null, say) is refused.
+    A file that is replaced hands on its permissions; of a symlink it is the target that is replaced. What is there and
+    is no file (/dev/null, say) is refused.
     """
+    output = target_of(output)
     if output.exists() and not output.is_file():
         raise InputError(f"cannot write `{output}`: it is not a regular file", code="E19")
     mode = stat.S_IMODE(output.stat().st_mode) if output.exists() else 0o666 & ~_umask()
@@ -109,6 +111,11 @@ def replacement(output: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def target_of(path: Path) -> Path:
+    """Where a file of that name is in truth, or will be: symlinks followed, one that leads nowhere too."""
+    return Path(os.path.realpath(path))
 
 
 def _umask() -> int:

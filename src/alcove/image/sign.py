@@ -48,7 +48,7 @@ def sign_eif(path: Path, signer: Signer, warn: Callable[[str], object] = lambda 
             _check_checksum(eif, crc)  # 2
             signature = _sign(signer, measurer.measurements())  # 3
             header = NewHeader(eif.header.flags, eif.header.version, eif.header.default_mem, eif.header.default_cpus)
-            write_eif(path.resolve(), header, _sections(file, eif, signature))  # 4
+            write_eif(path, header, _sections(file, eif, signature))  # 4
     except OSError as error:
         raise InputError(f"cannot read `{path}`: {error.strerror}", code="E19") from error
     for warning in eif.warnings:

@@ -225,6 +225,20 @@ def test_an_output_that_cannot_be_written_fails_before_the_work(
     assert (caught.value.code, said) == ("E19", [])
 
 
+def test_an_output_that_is_a_symlink_stays_one(
+    request_for: Callable[..., BuildRequest], layout: str, tmp_path: Path
+) -> None:
+    """The image goes where the link leads, whether something is there or not, and nothing lies beside either."""
+    (tmp_path / "elsewhere").mkdir()
+    link, target = tmp_path / "out" / "app.eif", tmp_path / "elsewhere" / "real.eif"
+    link.symlink_to("../elsewhere/real.eif")
+    for _ in range(2):
+        build_enclave(request_for(layout), silent)
+        assert describe_eif(target)["CheckCRC"]
+        assert link.is_symlink()
+        assert [path.name for path in (*link.parent.iterdir(), *target.parent.iterdir())] == ["app.eif", "real.eif"]
+
+
 @pytest.mark.parametrize(
     ("kernel", "cmdline", "digest"),
     [
