@@ -96,10 +96,14 @@ def _numbers(device: tuple[int, int]) -> str:
 
 def _changed(where: str, pcrs: tuple[int, ...], item: Item, changed: dict[str, tuple[Any, Any]]) -> Difference:
     name = printable(item.member.name)
-    texts = (f"{attribute} {old} → {new}" for attribute, (old, new) in changed.items())
+    texts = (f"{attribute} {_text(old)} → {_text(new)}" for attribute, (old, new) in changed.items())
     attributes = {attribute: {"a": old, "b": new} for attribute, (old, new) in changed.items()}
     detail = {"change": "changed", "name": name, "attributes": attributes}
     return Difference(where, f"~ {name}: {', '.join(texts)}", pcrs, detail)
+
+
+def _text(value: object) -> object:
+    return "none" if value is None else value
 
 
 def _summary(item: Item) -> str:
