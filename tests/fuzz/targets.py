@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.fuzz import attestation, devices, images, protocols
+from tests.fuzz import attestation, devices, images, kms, protocols
 from vectors.eif.keys import Identity
 from vectors.vectorfile import load
 
@@ -88,6 +88,11 @@ TARGETS = {
     "document": Target(protocols.document, others=_documents),
     "eif": Target(images.eif, ("image",)),
     "gunzip": Target(images.gunzip, others=images.gzip_files),
+    "kms-ciphertext": Target(kms.ciphertext, others=kms.ciphertexts),
+    "kms-parameters": Target(kms.parameters, others=kms.bodies),
+    "kms-policy": Target(kms.policy, others=kms.policies),
+    "kms-recipient": Target(kms.recipient, others=attestation.documents),
+    "kms-signature": Target(kms.signature, others=kms.requests),
     "layers": Target(images.layers, ("layers",)),
     "metadata": Target(images.metadata, ("metadata",)),
     "nsm": Target(protocols.nsm, others=_nsm),

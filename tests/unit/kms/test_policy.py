@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -188,6 +189,8 @@ def test_an_attested_statement_explains_itself_beside_a_root_statement() -> None
         '{"Statement":[]}',
         '{"Statement":[],"Statement":[]}',
         json.dumps({"Version": "2020-01-01", "Statement": statement()}),
+        json.dumps({"Version": ["2012-10-17"], "Statement": statement()}),
+        json.dumps({"Statement": statement(Condition={"StringEquals": {PCR0: float("nan")}})}),
         json.dumps({"Statement": statement(), "Extra": 1}),
         json.dumps({"Statement": statement(Effect="allow")}),
         json.dumps({"Statement": statement(Extra=1)}),
@@ -215,6 +218,35 @@ def test_a_policy_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(KmsError) as caught:
         parse_policy(text)
     assert caught.value.kind == "MalformedPolicyDocumentException"
+
+
+def altered(value: Any) -> Iterator[Any]:
+    """A JSON value with each of its parts, and itself, replaced by values of every type."""
+    yield from (None, 1, 1.5, True, "", "x", [], {}, [[]], [{}], [None], {"x": []}, {"": None})
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from ({**value, name: other} for other in altered(inner))
+            yield {k: v for k, v in value.items() if k != name}
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from ([*value[:place], other, *value[place + 1 :]] for other in altered(inner))
+
+
+def test_every_wrong_type_is_refused_or_read() -> None:
+    """Whatever stands in the place of any part of a policy: it decides, or is refused as every bad policy is."""
+    condition = {"StringLike": {"aws:username": ["a", "${aws:username}"]}, "Null": {PCR0: "true"}}
+    whole = {"Version": "2012-10-17", "Id": "x", "Statement": [statement(Sid="s", Condition=condition)]}
+    refused = read = 0
+    for value in altered(whole):
+        try:
+            parsed = parse_policy(json.dumps(value))
+        except KmsError as error:
+            assert error.kind == "MalformedPolicyDocumentException"  # noqa: PT017 - or it is read
+            refused += 1
+        else:
+            evaluate(access(), parsed, [])
+            read += 1
+    assert refused > read > 0
 
 
 def test_a_policy_has_a_size() -> None:

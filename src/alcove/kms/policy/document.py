@@ -87,13 +87,13 @@ def parse_policy(text: str, kind: PolicyKind = PolicyKind.KEY) -> PolicyDocument
     if len(text.encode()) > MAX_POLICY_BYTES:
         raise KmsError("LimitExceededException", f"a policy has at most {MAX_POLICY_BYTES} bytes")
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise malformed(f"the policy is not JSON: {error}") from error
     if not isinstance(value, dict) or not set(value) <= {"Version", "Id", "Statement"}:
         raise malformed("a policy is a JSON object of Version, Id and Statement")
     version = value.get("Version", "2008-10-17")
-    if version not in {VARIABLES_VERSION, "2008-10-17"} or not isinstance(value.get("Id", ""), str):
+    if version not in (VARIABLES_VERSION, "2008-10-17") or not isinstance(value.get("Id", ""), str):
         raise malformed("Version must be 2012-10-17 or 2008-10-17, and Id a string")
     raw = value.get("Statement")
     statements = [raw] if isinstance(raw, dict) else raw
@@ -108,6 +108,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("an object has the same key twice")
     return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _statement(value: Any, index: int, kind: PolicyKind) -> Statement:
