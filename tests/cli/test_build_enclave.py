@@ -146,8 +146,10 @@ def running(word: str) -> list[str]:
     return found
 
 
-def interrupt(place: Place, argv: list[str], moment: Callable[[], object]) -> str:
-    """Start a build, send it SIGINT at a moment, and look at the end; what it said on standard error."""
+def interrupt(
+    place: Place, argv: list[str], moment: Callable[[], object], number: signal.Signals = signal.SIGINT
+) -> str:
+    """Start a build, send it a signal at a moment, and look at the end; what it said on standard error."""
     said = place.directory / "stderr"
     with said.open("wb") as file:
         process = subprocess.Popen(
@@ -156,11 +158,11 @@ def interrupt(place: Place, argv: list[str], moment: Callable[[], object]) -> st
     try:
         wait(lambda: moment() or process.poll() is not None)
         assert process.poll() is None, said.read_text()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, _ = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 130, said.read_text()
+    assert process.returncode == 128 + number, said.read_text()
     assert out == ""
     assert "Traceback" not in said.read_text()
     return said.read_text()
@@ -208,10 +210,15 @@ def test_ctrl_c_while_a_registry_is_silent_leaves_nothing(place: Place) -> None:
 
 
 @needs_skopeo
-def test_ctrl_c_while_the_image_is_written_leaves_nothing(place: Place, layout: Callable[..., str]) -> None:
-    """The half-written file goes; its name never was the image's."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_end_while_the_image_is_written_leaves_nothing(
+    place: Place, layout: Callable[..., str], number: signal.Signals
+) -> None:
+    """Ctrl-C, kill or a closed terminal: the half-written file goes; its name never was the image's."""
+    if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("it is ignored here, as under nohup")
     name = layout(size=384 << 20)
-    interrupt(place, place.command(name), lambda: list(place.out.glob(".app.eif.*")))
+    interrupt(place, place.command(name), lambda: list(place.out.glob(".app.eif.*")), number)
     place.assert_nothing_left()
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -118,14 +119,20 @@ def default_blobs(arch: str, say: Callable[[str], None]) -> Blobs:
 
 @contextlib.contextmanager
 def interruptible_once() -> Iterator[None]:
-    """Let the first Ctrl-C end the work and later ones not disturb the cleaning up."""
+    """Let the first Ctrl-C end the work and later ones not disturb the cleaning up; so too when the terminal goes."""
 
-    def first(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
+    def first(number: int, _frame: FrameType | None) -> None:
+        for each in ends:
+            signal.signal(each, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGINT, first)
+    under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    ends = [signal.SIGINT] if under_nohup else [signal.SIGINT, signal.SIGHUP]
+    before = {each: signal.signal(each, first) for each in ends}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
