@@ -118,6 +118,19 @@ def test_versions_and_help_are_there() -> None:
         assert run(program, "--help").returncode == 0
 
 
+def test_backtrace_shows_where_an_error_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cli.md §5.1: with BACKTRACE=1 the action, what failed from the outside in, and the version; never without."""
+    arguments = ("nitro-cli", "run-enclave", "--config", "/nowhere")
+    plain = run(*arguments)
+    assert plain.stderr.count("\n") == 1
+    monkeypatch.setenv("BACKTRACE", "1")
+    traced = run(*arguments)
+    assert (traced.returncode, traced.stdout) == (plain.returncode, "")
+    assert traced.stderr.startswith(plain.stderr + "\nBacktrace:\n  Action: Run Enclave\n  Subactions:\n")
+    assert "    Failed to read text\n  Root error file: " in traced.stderr
+    assert traced.stderr.splitlines()[-1].startswith("  Version: ")
+
+
 @pytest.mark.parametrize("command", ["run-enclave", "describe-enclaves", "terminate-enclave", "console", "explain"])
 def test_help_has_an_example(command: str) -> None:
     """Each command of the run time shows how it is called."""

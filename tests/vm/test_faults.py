@@ -345,6 +345,14 @@ def test_four_enclaves_at_once(own: Any, hello_eif: Path, machines: Callable[[in
     assert 10 <= time.monotonic() - begun < 12
     assert "Hello from the enclave side!" in shown.stdout
     pids = [pid for entry in entries for pid in [str(entry["ProcessID"]), *machines(entry["ProcessID"])]]
+    os.kill(entries[0]["ProcessID"], signal.SIGSTOP)  # one that does not answer takes nothing from the others
+    try:
+        shown = own("nitro-cli", "describe-enclaves")
+    finally:
+        os.kill(entries[0]["ProcessID"], signal.SIGCONT)
+    assert shown.returncode == 39
+    assert {entry["EnclaveID"] for entry in json.loads(shown.stdout)} == {e["EnclaveID"] for e in entries[1:]}
+    assert "Failed connections: 1\n[ E39 ] 1 enclave process(es) did not answer\n" in shown.stderr
     done = own.json("nitro-cli", "terminate-enclave", "--all")
     assert {entry["EnclaveID"] for entry in done} == {entry["EnclaveID"] for entry in entries}
     assert not any(map(alive, pids))

@@ -48,6 +48,7 @@ say block "$($b ls /sys/class/block)"
 say pci "$($b ls /sys/bus/pci/devices)"
 say virtio "$($b cat /sys/bus/virtio/devices/*/device)"
 say routes "$($b tail -n +2 /proc/net/route)"
+say hwrng "$($b cat /sys/class/misc/hw_random/rng_current) $($b head -c 1000 /dev/hwrng | $b wc -c)"
 echo "look: end"
 exec $b sleep 600
 """
@@ -204,6 +205,11 @@ def test_the_enclave_sees_no_disk_and_no_other_device(inside: dict[str, list[str
 
 
 # QEMU, from outside
+
+
+def test_the_kernels_random_numbers_come_from_the_nsm(inside: dict[str, list[str]]) -> None:
+    """nsm.md §2.2: the hardware generator is the NSM, and gives as much as is asked for."""
+    assert inside["hwrng"] == ["nsm-hwrng", "1000"]
 
 
 def test_qemu_has_no_privilege(enclave: Looked) -> None:

@@ -96,6 +96,9 @@ def _run(
         if os.environ.get("ALCOVE_DEBUG"):
             raise
         report(program, problem)
+        if os.environ.get("BACKTRACE") == "1":
+            action = " ".join(sys.argv[1:2]).replace("-", " ").title()
+            output.backtrace(action, __version__, problem)
         status = 1 if report is output.rust_error else problem.exit_status
     except KeyboardInterrupt:
         status = 130

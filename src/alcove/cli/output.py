@@ -2,7 +2,7 @@
 
 The voice: lower case, no full stop; results on standard output and nothing else there; everything for people
 on standard error; an error is one line with AWS's ``[ Exx ]`` in front where there is a code, and a hint on a
-line of its own. A traceback appears only with ``ALCOVE_DEBUG=1``.
+line of its own. A traceback appears only with ``ALCOVE_DEBUG=1``; nitro-cli's own form of it with ``BACKTRACE=1``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
@@ -97,6 +98,16 @@ def rust_error(_program: str, problem: AlcoveError) -> None:
     say(f"Error: {json.dumps(problem.message, ensure_ascii=False)}")
     if problem.hint:
         say(f"hint: {problem.hint}")
+
+
+def backtrace(action: str, version: str, problem: AlcoveError) -> None:
+    """Where an error came from, as nitro-cli shows it under BACKTRACE=1 (cli.md §5.1): outermost first."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    lines = ["", "Backtrace:", f"  Action: {action}", "  Subactions:"]
+    lines += [f"    Failed to {frame.name.strip('_').replace('_', ' ')}" for frame in frames]
+    if frames:
+        lines += [f"  Root error file: {frames[-1].filename}", f"  Root error line: {frames[-1].lineno}"]
+    say("\n".join([*lines, f"  Version: {version}"]))
 
 
 def live(columns: Sequence[str], rows: Callable[[], Sequence[Sequence[str]]], seconds: float) -> None:
