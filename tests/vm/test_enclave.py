@@ -126,6 +126,7 @@ def test_ctrl_c_during_the_boot_leaves_nothing(cli: Any, hello_eif: Path) -> Non
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - tests in the background ignore it
     )
     assert wait(lambda: set((cli.run_directory / "enclaves").glob("*")) != before, 60)
     process.send_signal(signal.SIGINT)

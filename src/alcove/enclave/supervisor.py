@@ -87,6 +87,7 @@ class Supervisor:
     async def serve(self) -> None:
         """Step 5: wait until the enclave ends, and write down how it did."""
         end = await self._ended
+        self._state = "TERMINATING"
         if end.cause is Cause.TERMINATED:
             self._machine.stop()
         if self._console is not None:
@@ -96,7 +97,6 @@ class Supervisor:
 
     def terminate(self) -> None:
         """End the enclave; :meth:`serve` returns soon."""
-        self._state = "TERMINATING"
         self._end(End(Cause.TERMINATED, "the enclave was terminated"))
 
     def close(self) -> None:
