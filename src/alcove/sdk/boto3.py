@@ -20,7 +20,6 @@ than the one that was asked for, and a KMS that is not reached by https, whose a
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
@@ -159,6 +158,8 @@ def _is_aio(target: Any) -> bool:
 
 
 def _in_thread(handler: Callable[..., Any]) -> Callable[..., Any]:
+    import asyncio  # noqa: PLC0415 - a second under emulation, for programs that have it already
+
     async def run(**arguments: Any) -> None:
         await asyncio.to_thread(handler, **arguments)
 

@@ -26,6 +26,7 @@ from typing import Any, Final
 from alcove.errors import ProtocolError, UsageError
 from alcove.sdk import nsm
 from alcove.sdk.attested import Attester, RecipientKey
+from alcove.sdk.boto3 import attested
 from alcove.sdk.clock import document_time
 from alcove.sdk.endpoint import PROXY_PORT, Credentials, Endpoint, default_host
 from alcove.sdk.errors import KmsError
@@ -33,7 +34,17 @@ from alcove.sdk.http import Answer
 from alcove.sdk.recipient import ENVELOPE, KEY_ENCRYPTION, KEY_SPECS, AttestedCall, is_alias
 from alcove.sdk.tls import Transport, VsockTransport
 
-__all__ = ["UNSAFE_ANY_KEY", "AnyKey", "AttestedKms", "Attester", "Credentials", "DataKey", "KeyPair", "default_host"]
+__all__ = [
+    "UNSAFE_ANY_KEY",
+    "AnyKey",
+    "AttestedKms",
+    "Attester",
+    "Credentials",
+    "DataKey",
+    "KeyPair",
+    "attested",
+    "default_host",
+]
 
 MAX_RANDOM: Final = 1024  # kms.md §9
 
