@@ -1,8 +1,9 @@
 """Root file systems for enclaves, made of Debian's packages without a container registry and without privileges.
 
 mmdebstrap fetches and checks the packages (apt verifies their signatures) and unpacks them, running nothing. What an
-enclave does not need is left out, and every Python module is compiled. The same packages give the same bytes; for the
-same packages next year name a mirror that keeps today's.
+enclave does not need is left out. Python's modules are compiled, and of Debian's only that stays: a quarter of the size
+is their sources. The same packages give the same bytes; for the same packages next year name a mirror that keeps
+today's.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ KITS: Final = {
         keep=("usr/bin/python3", "usr/bin/python3.*", "usr/lib/python3.*", MODULES, "usr/lib/*-linux-gnu/ossl-modules"),
         drop=(
             "bcrypt*", "config-*", "curses", "dbm", "debpython", "ensurepip", "idlelib", "pydoc_data", "pydoc.py",
-            "_pyrepl", "sqlite3", "test", "tkinter", "turtle.py", "turtledemo", "unittest", "venv", "doctest.py",
+            "_pyrepl", "sitecustomize.py", "sqlite3", "test", "tkinter", "turtle.py", "turtledemo", "unittest", "venv",
+            "doctest.py",
             *(f"lib-dynload/{name}.*" for name in (
                 "_test*", "_xxtest*", "xx*", "_codecs_*", "_curses*", "_ctypes_test", "_dbm", "_lsprof", "_sqlite3",
                 "readline",
@@ -230,8 +232,8 @@ def _shell(root: Path) -> None:
 def _python(root: Path, kits: Sequence[Kit]) -> None:
     """Alcove's modules and programs; every module compiled with the guest's own Python, through its own loader.
 
-    The compiled files are taken as they are at run time ("unchecked"), so that no source is read. No chroot, hence no
-    privileges. What the kits import is tried too: a library that was left out shows here.
+    Alcove's sources stay, for tracebacks; their compiled files are taken as they are at run time ("unchecked"). No
+    chroot, hence no privileges. What the kits import is tried too: a library that was left out shows here.
     """
     commands = dict(_flat_pairs(kit.commands for kit in kits))
     for name, place in commands.items():
@@ -246,11 +248,15 @@ def _python(root: Path, kits: Sequence[Kit]) -> None:
     (binary,) = root.glob("usr/bin/python3.*[0-9]")
     python: list[str | Path] = [loader, "--library-path", loader.parent, binary, "-B", "-S"]
     variables = {"PYTHONHOME": str(root / "usr"), "PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": str(EPOCH)}
-    trees = [*sorted(root.glob("usr/lib/python3.*")), root / MODULES]
-    strip = ["-s", str(root), "-p", "/", "--invalidation-mode", "unchecked-hash"]
-    _run([*python, "-m", "compileall", "-q", *strip, *trees], **variables)
+    ours = root / MODULES / "alcove"
+    trees = [*sorted(root.glob("usr/lib/python3.*")), *sorted({*(root / MODULES).iterdir()} - {ours})]
+    compiler = [*python, "-m", "compileall", "-q", "-s", str(root), "-p", "/", "--invalidation-mode", "unchecked-hash"]
+    _run([*compiler, ours], **variables)
+    _run([*compiler, "-b", *trees], **variables)
+    for source in [path for path in root.rglob("*.py") if path.with_suffix(".pyc").exists()]:
+        source.unlink()
     for line in filter(None, (kit.imports for kit in kits)):
-        _run([*python, "-c", line], **variables, PYTHONPATH=str(trees[-1]))
+        _run([*python, "-c", line], **variables, PYTHONPATH=str(root / MODULES))
 
 
 def _flat_pairs(parts: Iterable[Iterable[tuple[str, str]]]) -> Iterable[tuple[str, str]]:

@@ -88,6 +88,7 @@ def test_a_snapshot_sees_every_change_but_those_of_the_build(tmp_path: Path) -> 
     assert snapshot(made, {"app.eif"})["app/main.py"] != before["app/main.py"]
 
 
+@pytest.mark.slow
 def test_the_python_template_s_own_tests_pass(tmp_path: Path) -> None:
     """As they are, with the pytest plug-in: a secret is decrypted, another image is refused, garbage is answered."""
     made = create("app", "python", tmp_path)

@@ -159,8 +159,14 @@ def test_outside_of_an_enclave_the_call_says_so(monkeypatch: pytest.MonkeyPatch)
         session.client("kms", endpoint_url="https://127.0.0.1:1").generate_random(NumberOfBytes=1)
 
 
+@pytest.fixture(scope="module")
+def session() -> boto3.Session:
+    """A session that is not installed; it has read botocore's models once for all."""
+    return boto3.Session("a", "b", region_name="us-east-1")
+
+
 @pytest.fixture
-def scripted(alcove_nsm: SimulatedNSM, seal: Callable[..., bytes], key: Any) -> SimpleNamespace:
+def scripted(alcove_nsm: SimulatedNSM, seal: Callable[..., bytes], session: boto3.Session) -> SimpleNamespace:
     """A client whose KMS answers what the test says; `envelope` seals for the key of the request's document."""
     from cryptography.hazmat.primitives.serialization import load_der_public_key  # noqa: PLC0415
 
@@ -181,7 +187,6 @@ def scripted(alcove_nsm: SimulatedNSM, seal: Callable[..., bytes], key: Any) -> 
         return AWSResponse(request.url, 200, {}, raw)
 
     def client(url: str = "https://kms.example", **options: Any) -> Any:
-        session = boto3.Session("a", "b", region_name="us-east-1")
         made = session.client("kms", endpoint_url=url)
         made.meta.events.register("before-send.kms", answer)
         install(made, **options)
