@@ -6,6 +6,8 @@ documents are zero, and KMS refuses them: the application's tests are the place 
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import json
 import os
 import subprocess
@@ -23,7 +25,7 @@ Say = Callable[[str], None]
 State = Mapping[str, tuple[int, int]]
 """Paths below a project, each with its time in nanoseconds and its size."""
 
-IGNORED: Final = {".git", "__pycache__", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".venv", "rootfs.tar"}
+IGNORED: Final = (".git", "__pycache__", ".*_cache", ".venv", "*.eif", "*.part", "rootfs.tar", ".rootfs-kits")
 POLL_SECONDS: Final = 0.5
 _ROOTFS: Final = "rootfs.tar"
 _KITS: Final = ".rootfs-kits"
@@ -44,7 +46,6 @@ class Developer:
         self._environment = dict(os.environ if environment is None else environment)
         self._enclave: str | None = None
         self._console: subprocess.Popen[bytes] | None = None
-        self._outputs: set[str] = {self._project.eif.name, _KITS}
 
     def run(self, *, once: bool = False) -> None:
         """Until it is interrupted; with `once` until the enclave has ended.
@@ -54,7 +55,7 @@ class Developer:
         """
         try:
             while True:
-                before = snapshot(self._project.directory, self._outputs)
+                before = snapshot(self._project.directory)
                 try:
                     self._start()
                 except AlcoveError as error:
@@ -111,7 +112,7 @@ class Developer:
             if self._console is not None and self._console.poll() is not None and not ended:
                 ended = True
                 self._say("the enclave has ended; it starts again when a file changes")
-            now = snapshot(self._project.directory, self._outputs)
+            now = snapshot(self._project.directory)
             changed = sorted(path for path in before.keys() | now.keys() if before.get(path) != now.get(path))
             if changed:
                 more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
@@ -150,21 +151,32 @@ class Developer:
         return done.stdout or b""
 
 
-def snapshot(directory: Path, outputs: set[str]) -> State:
-    """What is in a project, but for what is made in it."""
+def snapshot(directory: Path) -> State:
+    """What is in a project, but for what is made in it: what `.gitignore` names is not a change.
+
+    Of git's patterns those are understood that name a file or directory at whatever depth.
+    """
+    patterns = [*IGNORED, *_gitignore(directory / ".gitignore")]
+
+    def wanted(name: str) -> bool:
+        return not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
     found: dict[str, tuple[int, int]] = {}
     for place, directories, files in os.walk(directory):
-        directories[:] = sorted(set(directories) - IGNORED)
-        for name in files:
-            if name in IGNORED or name in outputs or name.endswith(".part"):
-                continue
-            path = Path(place) / name
-            try:
+        directories[:] = filter(wanted, sorted(directories))
+        for path in (Path(place) / name for name in files if wanted(name)):
+            with contextlib.suppress(OSError):  # gone since
                 status = path.lstat()
-            except OSError:  # gone since
-                continue
-            found[str(path.relative_to(directory))] = (status.st_mtime_ns, status.st_size)
+                found[str(path.relative_to(directory))] = (status.st_mtime_ns, status.st_size)
     return found
+
+
+def _gitignore(path: Path) -> list[str]:
+    try:
+        lines = [line.strip().strip("/") for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [line for line in lines if line and not line.startswith(("#", "!"))]
 
 
 def _program(name: str) -> list[str]:

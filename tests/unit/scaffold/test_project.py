@@ -74,18 +74,23 @@ def test_without_a_project_the_hint_is_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_sees_every_change_but_those_of_the_build(tmp_path: Path) -> None:
-    """A file that is new, gone, or other; not the image, the root file system, or caches."""
-    made = create("app", "python", tmp_path)
-    before = snapshot(made, {"app.eif"})
-    (made / "app.eif").touch()
-    (made / "rootfs.tar").touch()
-    (made / "app" / "__pycache__").mkdir()
-    (made / "app" / "__pycache__" / "x").touch()
-    assert snapshot(made, {"app.eif"}) == before
-    (made / "app" / "new.py").touch()
-    assert set(snapshot(made, {"app.eif"})) - set(before) == {"app/new.py"}
-    os.utime(made / "app" / "main.py", ns=(1, 1))
-    assert snapshot(made, {"app.eif"})["app/main.py"] != before["app/main.py"]
+    """A file that is new, gone, or other; not the image, the root file system, caches, and what .gitignore names."""
+    made = create("app", "static", tmp_path)
+    before = snapshot(made)
+    assert "main.c" in before
+    for name in ("app.eif", "rootfs.tar", "main", ".rootfs-kits"):
+        (made / name).touch()
+    (made / "__pycache__").mkdir()
+    (made / "__pycache__" / "x").touch()
+    assert snapshot(made) == before
+    (made / "new.c").touch()
+    assert set(snapshot(made)) - set(before) == {"new.c"}
+    os.utime(made / "main.c", ns=(1, 1))
+    assert snapshot(made)["main.c"] != before["main.c"]
+    (made / "main.c").unlink()
+    assert "main.c" not in snapshot(made)
+    (made / ".gitignore").unlink()
+    assert "main" in snapshot(made)
 
 
 @pytest.mark.slow
