@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from alcove.attestation import pki
 from alcove.attestation.document import AttestationDocument
+from alcove.attestation.names import split_enclave_id
 from alcove.codec import cose
 from alcove.errors import AlcoveError, MachineError, UsageError
 
@@ -71,7 +72,7 @@ class Attester:
     """
 
     def __init__(self, parent: ParentIdentity, enclave_id: str) -> None:
-        if pki.split_enclave_id(enclave_id)[0] != parent.instance_id:
+        if split_enclave_id(enclave_id)[0] != parent.instance_id:
             raise UsageError(f"`{enclave_id}` is no enclave of {parent.instance_id}")
         self.enclave_id: Final = enclave_id
         self._parent = parent

@@ -23,10 +23,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from alcove.attestation.authority import Authority, Level, Place
+from alcove.attestation.authority import Authority
 from alcove.attestation.certificate import Certificate, parse_certificate
 from alcove.attestation.files import PRIVATE, PUBLIC, locked, make_directory, read_file, remove_file, write_file
 from alcove.attestation.pem import certificates_from_pem
+from alcove.attestation.place import Level, Place
 from alcove.attestation.root_key import plain_pem
 from alcove.attestation.store import Entry, Store, fingerprint, pem
 from alcove.errors import InputError, MachineError, UsageError

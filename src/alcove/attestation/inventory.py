@@ -10,8 +10,8 @@ from typing import Any, Final
 from cryptography import x509
 
 from alcove.attestation import pki
-from alcove.attestation.authority import Level
 from alcove.attestation.files import read_file
+from alcove.attestation.place import Level
 from alcove.attestation.revocation import number_of, read_list
 from alcove.attestation.root_key import Kind
 from alcove.attestation.store import Store, common_name, fingerprint, is_issued_by, pem, read_chain

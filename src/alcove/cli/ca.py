@@ -147,7 +147,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 def rotate(arguments: argparse.Namespace) -> None:
     """Renew the chain, make the root to come, or change to it."""
-    from alcove.attestation.authority import Level  # noqa: PLC0415 - only these commands need it
+    from alcove.attestation.place import Level  # noqa: PLC0415 - only these commands need it
     from alcove.attestation.store import common_name, read_entry  # noqa: PLC0415
     from alcove.enclave.identity import place  # noqa: PLC0415
 
@@ -197,8 +197,8 @@ def request(arguments: argparse.Namespace) -> None:
 
 def issue_parent(arguments: argparse.Namespace) -> None:
     """Answer a request."""
-    from alcove.attestation.authority import Level  # noqa: PLC0415 - only these commands need it
     from alcove.attestation.enrol import MAX_REQUEST, answer, read_request  # noqa: PLC0415
+    from alcove.attestation.place import Level  # noqa: PLC0415 - only these commands need it
 
     ca_keys.guard()
     asked = _read(arguments.csr, MAX_REQUEST)

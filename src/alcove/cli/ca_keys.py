@@ -12,7 +12,7 @@ from alcove.errors import UsageError
 
 if TYPE_CHECKING:
     from alcove.attestation.authority import Authority
-    from alcove.attestation.pki import Organization
+    from alcove.attestation.names import Organization
     from alcove.attestation.root_key import KeyPlace, NewKey
     from alcove.attestation.store import Store
 
@@ -85,7 +85,7 @@ def refuse_new_key(arguments: argparse.Namespace) -> None:
 
 def owner(arguments: argparse.Namespace) -> Organization | None:
     """Whose root it is, when a flag says so."""
-    from alcove.attestation.pki import Organization  # noqa: PLC0415 - only some commands need it
+    from alcove.attestation.names import Organization  # noqa: PLC0415 - only some commands need it
 
     names = {"country": arguments.country, "organization": arguments.organization, "unit": arguments.unit}
     said = {name: value for name, value in names.items() if value is not None}

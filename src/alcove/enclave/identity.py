@@ -9,8 +9,10 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from alcove.attestation.authority import Authority, Level, ParentIdentity, Place, default_instance_id
+from alcove.attestation.attester import ParentIdentity
+from alcove.attestation.authority import Authority
 from alcove.attestation.inventory import notices
+from alcove.attestation.place import Level, Place, default_instance_id
 from alcove.attestation.store import Store, fingerprint
 from alcove.enclave.paths import Paths
 from alcove.errors import AlcoveError

@@ -9,9 +9,10 @@ import pytest
 from tests.unit.attestation.chains import ENCLAVE_ID, INSTANCE_ID, NOW, PCRS, REGION
 
 from alcove.attestation.attester import Attester, ParentIdentity
-from alcove.attestation.authority import Authority, default_instance_id
+from alcove.attestation.authority import Authority
 from alcove.attestation.certificate import parse_certificate
 from alcove.attestation.document import parse_document
+from alcove.attestation.place import default_instance_id
 from alcove.attestation.policy import NoDebugMode
 from alcove.attestation.verify import verify
 from alcove.errors import MachineError, UsageError

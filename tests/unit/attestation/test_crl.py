@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from tests.unit.attestation.chains import INSTANCE_ID, NOW, REGION, World, make_world, rebuilt, tlv
 
 from alcove.attestation import pki, revocation
-from alcove.attestation.authority import Authority, Level
+from alcove.attestation.authority import Authority
 from alcove.attestation.certificate import Certificate, parse_certificate
 from alcove.attestation.crl import MAX_FILE, MAX_LISTS, RevocationLists
+from alcove.attestation.place import Level
 from alcove.errors import AttestationError, InputError, MachineError, UsageError
 
 DAY = timedelta(days=1)

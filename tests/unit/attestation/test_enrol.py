@@ -15,9 +15,10 @@ from tests.unit.attestation.chains import NOW, PCRS, REGION, rebuilt
 
 from alcove.attestation import enrol, revocation
 from alcove.attestation.attester import Attester
-from alcove.attestation.authority import Authority, Level, Place
+from alcove.attestation.authority import Authority
 from alcove.attestation.crl import RevocationLists
 from alcove.attestation.inventory import notices, take_inventory
+from alcove.attestation.place import Level, Place
 from alcove.attestation.policy import NoDebugMode
 from alcove.attestation.store import Store
 from alcove.attestation.verify import Root, VerifiedAttestation, verify

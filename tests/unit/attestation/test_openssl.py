@@ -17,7 +17,7 @@ from tests.unit.attestation.chains import ENCLAVE_ID, INSTANCE_ID, NOW, REGION
 
 from alcove.attestation import pki, revocation
 from alcove.attestation.authority import Authority
-from alcove.attestation.pki import Organization
+from alcove.attestation.names import Organization
 from alcove.attestation.store import pem
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from tests.unit.attestation.chains import ENCLAVE_ID, INSTANCE_ID, NOW, REGION, World
 
-from alcove.attestation import pki
+from alcove.attestation import names, pki
 from alcove.attestation.certificate import Certificate, parse_certificate
 from alcove.attestation.document import parse_document
 from alcove.codec import der
@@ -105,16 +105,16 @@ def test_times_count_in_utc(world: World) -> None:
 def test_regions_fit_into_names_and_paths(text: str) -> None:
     """At most 20 letters, digits and hyphens."""
     with pytest.raises(UsageError):
-        pki.check_region(text)
+        names.check_region(text)
 
 
 @pytest.mark.parametrize("text", ["", "i-1", "i-0123456789ABCDEF0", "i-0123456789abcdef01", "x", INSTANCE_ID + "\n"])
 def test_ids_have_one_form(text: str) -> None:
     """17 hexadecimal digits for an instance, 16 more for an enclave."""
     with pytest.raises(UsageError):
-        pki.check_instance_id(text)
+        names.check_instance_id(text)
     with pytest.raises(UsageError):
-        pki.split_enclave_id(text)
+        names.split_enclave_id(text)
 
 
 def test_the_library_agrees_with_every_link(world: World) -> None:

@@ -17,9 +17,10 @@ from tests.unit.pkcs11.softhsm import PIN, SoftHsm, make_softhsm
 
 from alcove.attestation import pki, revocation
 from alcove.attestation.attester import Attester
-from alcove.attestation.authority import Authority, Level
+from alcove.attestation.authority import Authority
 from alcove.attestation.certificate import parse_certificate
 from alcove.attestation.inventory import notices, take_inventory
+from alcove.attestation.place import Level
 from alcove.attestation.policy import NoDebugMode
 from alcove.attestation.root_key import KeyPlace, Kind, NewKey, environment_passphrase, protected_pem
 from alcove.attestation.verify import Root, verify

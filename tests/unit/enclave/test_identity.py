@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from alcove.attestation import enrol, revocation
 from alcove.attestation.attester import Attester
-from alcove.attestation.authority import Authority, Level
+from alcove.attestation.authority import Authority
 from alcove.attestation.document import parse_document
+from alcove.attestation.place import Level
 from alcove.attestation.private_memory import forbid_core_dumps
 from alcove.attestation.root_key import NewKey
 from alcove.attestation.store import Store
