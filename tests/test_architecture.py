@@ -25,7 +25,7 @@ LAYERS: dict[str, set[str]] = {
     "hostvsock": {"devices.unix_path", "proxy", "vsock"},
     "enclave": {"codec", "image", "machine", "devices", "attestation"},
     "sdk": {"codec", "devices.nsm.messages", "kms.model"},
-    "apps": {"codec", "sdk"},
+    "apps": {"codec", "sdk", "vsock", "proxy"},
     "scaffold": set(),
     "testing": {"codec", "image", "attestation", "devices", "kms", "sdk"},
 }

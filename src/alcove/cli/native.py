@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from alcove.cli import ca, eif, kms, output
+from alcove.cli import acm, ca, eif, kms, output
 from alcove.enclave.paths import Paths
 
 Commands = Any  # argparse's sub-parsers action is private
@@ -23,6 +23,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--report", metavar="FILE", type=Path, help="write results and timings as JSON")
     parser.add_argument("--keep", metavar="DIR", type=Path, help="work in this directory and keep it")
     parser.set_defaults(handler=demo)
+    acm.add_commands(commands)
     ca.add_commands(commands)
     eif.add_commands(commands)
     kms.add_commands(commands)

@@ -76,7 +76,7 @@ def _check_names(certificate: x509.Certificate, names: Collection[str]) -> None:
         raise InputError(f"the certificate is {said}, and the key is for {', '.join(sorted(names))}")
 
 
-def dns_names(certificate: x509.Certificate) -> set[str]:
+def dns_names(certificate: x509.Certificate | x509.CertificateSigningRequest) -> set[str]:
     """The names in the certificate, in lower case."""
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)

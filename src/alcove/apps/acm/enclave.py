@@ -28,7 +28,8 @@ from alcove.apps.acm.server import P11_PORT, P11Server, listen
 from alcove.apps.acm.token import Slots
 from alcove.errors import InputError
 from alcove.sdk import clock, entropy
-from alcove.sdk.kms import PROXY_PORT, AttestedKms, Credentials
+from alcove.sdk.endpoint import PROXY_PORT
+from alcove.sdk.kms import AttestedKms, Credentials
 from alcove.sdk.nsm import Nsm
 
 POLICY: Final = "/app/acm.json"

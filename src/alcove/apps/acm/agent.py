@@ -1,0 +1,318 @@
+"""The parent's daemon: runs the enclave, provisions it, renews, and tells the web server (acm.md §3).
+
+One round: start the enclave, put every token into it, tell the web server; then watch. When the enclave ends, new
+handshakes fail at once, and the next round begins. A token in trouble is told and tried again; the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from alcove.apps.acm import parent, sources, stanza, webserver
+from alcove.apps.acm.log import Log
+from alcove.apps.acm.parent import Relay, RpcError, RunningEnclave
+from alcove.apps.acm.settings import Settings, TokenSettings
+from alcove.apps.acm.sources import LYING_READY, Birth, BornKeys, Material, write_atomically
+from alcove.errors import AlcoveError, MachineError, UsageError
+
+FIRST_PAUSE: Final = 1.0  # before the enclave is started again; doubled each time
+LONGEST_PAUSE: Final = 30.0
+TICK: Final = 1.0
+POLL: Final = 0.1  # acm.md §2: between tries to reach a booting enclave
+SOCKET: Final = "p11.sock"
+STATUS: Final = "status.json"
+PIN_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where things are, and what the agent cannot do by itself.
+
+    Attributes:
+        runtime: Alcove's runtime directory.
+        verify: Checks that a document of the running enclave's image speaks for a request.
+        credentials: Current ones for KMS: access key id, secret, session token.
+    """
+
+    runtime: Path
+    verify: Callable[[RunningEnclave, bytes, str], None]
+    credentials: Callable[[], tuple[str, str, str | None]]
+
+
+@dataclass(slots=True)
+class _Held:
+    """A token as the agent knows it.
+
+    Attributes:
+        served: What is in the enclave now; None for nothing.
+        refreshed: When its time in the enclave began, monotonic.
+    """
+
+    settings: TokenSettings
+    pin: str = field(repr=False)
+    served: Material | None = None
+    refreshed: float = 0.0
+    trouble: str | None = None
+    uri: str = ""
+
+    def access(self) -> dict[str, str]:
+        """What a request about it needs."""
+        return {"label": self.settings.label, "pin": self.pin}
+
+
+class Agent:
+    """The daemon.
+
+    Args:
+        settings: From acm.yaml.
+        place: See `Place`.
+        log: One line an event.
+    """
+
+    def __init__(self, settings: Settings, place: Place, log: Log) -> None:
+        self._settings, self._place, self._log = settings, place, log
+        self._run = settings.options.run_directory
+        self._held = [_Held(token, token.pin or secrets.token_hex(PIN_BYTES)) for token in settings.tokens]
+        self._born = BornKeys(settings.options.state_directory, self._create, self._verify)
+        self._enclave: RunningEnclave | None = None
+        self._starts = 0
+        self._since = time.time()
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Serve until told to stop; the enclave ends with the agent.
+
+        Raises:
+            AlcoveError: The socket for p11-kit cannot be had.
+        """
+        self._run.mkdir(parents=True, exist_ok=True)
+        options = self._settings.options
+        relay = Relay(self._run / SOCKET, self._settings.enclave.p11kit_port, options.socket_group, self._log)
+        async with relay.serving():
+            pause = FIRST_PAUSE
+            while not stop.is_set():
+                began = time.monotonic()
+                try:
+                    await self._round(relay, stop)
+                except AlcoveError as error:
+                    self._log(error.message + (f" ({error.hint})" if error.hint else ""))
+                finally:
+                    relay.point(None)
+                    await self._end()
+                pause = FIRST_PAUSE if time.monotonic() - began > 2 * LONGEST_PAUSE else min(2 * pause, LONGEST_PAUSE)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), pause / 2)
+        self._write_status()
+
+    async def _round(self, relay: Relay, stop: asyncio.Event) -> None:
+        """One enclave's life."""
+        settings = self._settings.enclave
+        self._enclave = enclave = await asyncio.to_thread(parent.start_enclave, settings, self._place.runtime)
+        self._starts += 1
+        self._log(f"enclave {enclave.id} has started")
+        over = asyncio.create_task(enclave.ended())
+        stopped = asyncio.create_task(stop.wait())
+        work = asyncio.create_task(self._work(enclave, relay))
+        try:
+            await asyncio.wait({over, stopped, work}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+            elif over.done():
+                self._log(f"enclave {enclave.id} has ended: it is started again")
+        finally:
+            for task in (over, stopped, work):
+                task.cancel()
+            await asyncio.gather(over, stopped, work, return_exceptions=True)
+
+    async def _work(self, enclave: RunningEnclave, relay: Relay) -> None:
+        await self._booted(enclave)
+        for held in self._held:
+            held.served = None
+        await self._sync()
+        relay.point(enclave.vsock)
+        await asyncio.to_thread(self._tell_server)
+        while True:
+            await asyncio.sleep(min(self._settings.options.sync_interval_secs, self._next_try()))
+            if await self._sync():
+                await asyncio.to_thread(self._tell_server)
+
+    def _next_try(self) -> float:
+        return 10 * TICK if any(held.trouble for held in self._held) else float("inf")
+
+    async def _booted(self, enclave: RunningEnclave) -> None:
+        deadline = time.monotonic() + self._settings.enclave.boot_timeout_ms / 1000
+        while True:
+            try:
+                await asyncio.to_thread(self._ask, "DescribeDevice")
+            except MachineError:
+                if time.monotonic() > deadline:
+                    raise MachineError(
+                        f"enclave {enclave.id} does not answer",
+                        hint="is the image Alcove's? boot_timeout_ms may be too short",
+                    ) from None
+                await asyncio.sleep(POLL)
+            else:
+                return
+
+    async def _end(self) -> None:
+        enclave, self._enclave = self._enclave, None
+        if enclave is not None:
+            await asyncio.to_thread(parent.end_enclave, enclave)
+        self._write_status()
+
+    async def _sync(self) -> bool:
+        """Bring every token up to date; whether the web server must be told."""
+        changed = False
+        for held in self._held:
+            try:
+                changed |= await asyncio.to_thread(self._sync_one, held)
+                held.trouble = None
+            except (AlcoveError, OSError, LookupError) as error:
+                said = str(error) if isinstance(error, AlcoveError | OSError) else type(error).__name__
+                if said != held.trouble:
+                    self._log(f"token {held.settings.label}: {said}")
+                held.trouble = said
+        self._write_status()
+        return changed
+
+    def _sync_one(self, held: _Held) -> bool:
+        material = self._material(held.settings)
+        if held.served is not None and material == held.served:
+            if time.monotonic() - held.refreshed >= held.settings.refresh_interval_secs:
+                self._refresh(held)
+            return False
+        try:
+            self._put(held, material)
+        except RpcError:
+            if held.settings.source in LYING_READY or held.served is not None:
+                raise
+            # A key that was kept, and that this KMS or this image does not open: another one takes its place.
+            material = self._material(held.settings, anew=True)
+            self._put(held, material)
+        described = self._ask({"DescribeToken": held.access()})
+        held.uri = described["TokenDescription"]["keys"][0]["uri"]
+        held.served, held.refreshed = material, time.monotonic()
+        self._write_files(held, material)
+        self._log(f"token {held.settings.label}: is served")
+        return True
+
+    def _put(self, held: _Held, material: Material) -> None:
+        token = self._order(held, material)
+        if held.served is None:
+            self._ask({"AddToken": {"token": token}})
+        else:
+            self._ask({"UpdateToken": held.access() | {"token": token}})
+
+    def _refresh(self, held: _Held) -> None:
+        """Prove to KMS again that the image may have the key; one that KMS refuses is taken out."""
+        if "pem" in (held.served or Material((), "")).keys[0]:
+            return
+        try:
+            self._ask({"RefreshToken": held.access() | {"envelope_key": self._envelope()}})
+        except RpcError as error:
+            if error.name == "KmsDecryptFailed":
+                self._ask({"RemoveToken": held.access()})
+                held.served = None
+            raise
+        held.refreshed = time.monotonic()
+
+    def _material(self, token: TokenSettings, *, anew: bool = False) -> Material:
+        now = datetime.now(UTC)
+        if token.source in LYING_READY:
+            return sources.fetch(token)
+        if not token.domains:
+            raise UsageError(f"the source {token.source} needs domains")
+        return self._born.material(token, now, anew=anew)
+
+    def _create(self, token: TokenSettings) -> Birth:
+        if self._settings.kms.key_id is None:
+            raise UsageError("a key is born under a KMS key: kms.key_id is missing")
+        request = {"label": token.label, "domains": list(token.domains or ()), "envelope_key": self._envelope()}
+        created = self._ask({"CreateKey": request | {"key_type": token.members.get("key_type", "ec-p256")}})
+        found = created["KeyCreated"]
+        return Birth(found["sealed_key"], found["csr_pem"], base64.b64decode(found["document_b64"]))
+
+    def _verify(self, document: bytes, request_pem: str) -> None:
+        self._place.verify(self._running(), document, request_pem)
+
+    def _order(self, held: _Held, material: Material) -> dict[str, Any]:
+        encrypted = any("pem" not in key for key in material.keys)
+        return held.access() | {
+            "envelope_key": self._envelope() if encrypted else None,
+            "keys": list(material.keys),
+            "mechanisms": held.settings.mechanisms,
+            "rate": held.settings.rate,
+            "domains": None if held.settings.domains is None else list(held.settings.domains),
+        }
+
+    def _envelope(self) -> dict[str, Any]:
+        access, secret, session = self._place.credentials()
+        kms = self._settings.kms
+        members = {"region": kms.region, "access_key_id": access, "secret_access_key": secret, "session_token": session}
+        return {"Kms": members | {"key_id": kms.key_id, "endpoint": kms.endpoint}}
+
+    def _ask(self, request: Any) -> Any:
+        return parent.ask(self._running().vsock, self._settings.enclave.rpc_port, request)
+
+    def _running(self) -> RunningEnclave:
+        if self._enclave is None:
+            raise MachineError("there is no enclave")
+        return self._enclave
+
+    def _write_files(self, held: _Held, material: Material) -> None:
+        """Certificate and stanza."""
+        service, target = self._settings.options.service, held.settings.target
+        certificate = self._run / stanza.certificate_name(service, held.settings.label)
+        write_atomically(certificate, material.certificate, 0o644)
+        if target is None:
+            return
+        uri = stanza.key_uri(held.uri, held.pin)
+        if service == "httpd":
+            existing = target.path.read_text() if target.path.exists() else ""
+            text = stanza.apache(existing, uri, certificate)
+        else:
+            text = stanza.nginx(uri, certificate, target.form)
+        write_atomically(target.path, text, 0o440, (target.user, target.group))
+
+    def _tell_server(self) -> None:
+        try:
+            self._log(webserver.apply(self._settings.options))
+        except AlcoveError as error:
+            self._log(error.message + (f" ({error.hint})" if error.hint else ""))
+
+    def _write_status(self) -> None:
+        enclave = self._enclave
+        status = {
+            "pid": os.getpid(),
+            "since": self._since,
+            "starts": self._starts,
+            "rpc_port": self._settings.enclave.rpc_port,
+            "enclave": None if enclave is None else {"id": enclave.id, "cid": enclave.cid, "vsock": str(enclave.vsock)},
+            "tokens": [_told(held) for held in self._held],
+        }
+        with contextlib.suppress(OSError):
+            write_atomically(self._run / STATUS, json.dumps(status), 0o644)
+
+
+def _told(held: _Held) -> dict[str, Any]:
+    """A token as the status has it; the URI is without the PIN."""
+    material = held.served
+    expires = None if material is None else material.expires
+    return {
+        "label": held.settings.label,
+        "source": held.settings.source,
+        "served": material is not None,
+        "expires": None if expires is None else expires.isoformat(),
+        "uri": held.uri,
+        "trouble": held.trouble,
+    }

@@ -1,0 +1,200 @@
+"""The enclave as the parent sees it: started and ended by nitro-cli, provisioned over its vsock, reached by a relay."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from alcove.apps.acm.log import Log
+from alcove.apps.acm.rpc import pack_request, reply_reader
+from alcove.apps.acm.settings import EnclaveSettings
+from alcove.errors import AlcoveError, MachineError
+from alcove.proxy.relay import relay
+from alcove.vsock.hybrid import connect, connect_async
+from alcove.vsock.unix_listener import listening
+
+ENCLAVE_NAME: Final = "alcove-acm"
+REPLY_SECONDS: Final = 180.0  # an RSA-4096 key under emulation, and KMS
+_CHUNK: Final = 65536
+
+
+class RpcError(AlcoveError):
+    """The enclave denied a request.
+
+    Args:
+        name: AWS's name of the error.
+        detail: The enclave's sentence.
+    """
+
+    def __init__(self, name: Any, detail: str) -> None:
+        said = name if isinstance(name, str) else json.dumps(name)
+        super().__init__(f"{said}: {detail}" if detail else said)
+        self.name = name
+
+
+def ask(vsock: Path, port: int, request: Any) -> Any:
+    """What is in the `Ok` of the reply to a request.
+
+    Raises:
+        RpcError: The reply is an `Err`.
+        MachineError: The enclave cannot be reached, or hung up.
+        ProtocolError: It says something else.
+    """
+    try:
+        with connect(vsock, port) as stream:
+            stream.settimeout(REPLY_SECONDS)
+            stream.sendall(pack_request({"Alcove": request}))
+            message, reply = reply_reader(), ...
+            while reply is ...:
+                data = stream.recv(_CHUNK)
+                if not data:
+                    raise MachineError("the enclave hung up without a reply")
+                reply = message.receive(data)
+    except OSError as error:
+        raise MachineError(f"the enclave does not answer on port {port}: {error.strerror or error}") from None
+    if not isinstance(reply, dict) or "Ok" not in reply:
+        found = reply if isinstance(reply, dict) else {}
+        raise RpcError(found.get("Err", "InternalError"), str(found.get("Detail", "")))
+    return reply["Ok"]
+
+
+class RunningEnclave:
+    """An enclave that was started.
+
+    Args:
+        description: nitro-cli's JSON.
+        vsock: Its hybrid socket.
+    """
+
+    def __init__(self, description: dict[str, Any], vsock: Path) -> None:
+        self.id: Final = str(description["EnclaveID"])
+        self.cid: Final = int(description["EnclaveCID"])
+        self.pid: Final = int(description["ProcessID"])
+        self.vsock: Final = vsock
+
+    async def ended(self) -> None:
+        """Return when it has ended: its process is what keeps the machine."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(fd, over.set)
+        try:
+            await over.wait()
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)
+
+
+def start_enclave(settings: EnclaveSettings, runtime: Path) -> RunningEnclave:
+    """Start the enclave; one that an earlier agent left behind is ended first.
+
+    Raises:
+        MachineError: It does not start; nitro-cli's own words.
+    """
+    for entry in _nitro("describe-enclaves"):
+        if entry.get("EnclaveName") == ENCLAVE_NAME:
+            _nitro("terminate-enclave", "--enclave-id", entry["EnclaveID"])
+    description = _nitro(
+        "run-enclave", "--eif-path", str(settings.image_path), "--cpu-count", str(settings.cpu_count), "--memory",
+        str(settings.memory_mib), "--enclave-name", ENCLAVE_NAME,
+    )  # fmt: skip
+    return RunningEnclave(description, runtime / "enclaves" / description["EnclaveID"] / "vsock.sock")
+
+
+def end_enclave(enclave: RunningEnclave) -> None:
+    """End the enclave, if it runs."""
+    with contextlib.suppress(MachineError):
+        _nitro("terminate-enclave", "--enclave-id", enclave.id)
+
+
+def _nitro(*arguments: str) -> Any:
+    command = ["nitro-cli", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            raise MachineError(f"nitro-cli {arguments[0]}: {said[-1] if said else f'status {done.returncode}'}")
+        return json.loads(done.stdout)
+    except OSError as error:
+        raise MachineError(f"nitro-cli cannot be run: {error.strerror}") from None
+    except ValueError:
+        raise MachineError(f"nitro-cli {arguments[0]} did not print JSON") from None
+
+
+class Relay:
+    """A Unix socket that leads to the enclave's PKCS#11 port, for p11-kit clients, which know no hybrid vsock.
+
+    Args:
+        path: The socket's.
+        port: The enclave's.
+        group: Who may connect beside the owner; None for nobody.
+        log: Where trouble is told.
+    """
+
+    def __init__(self, path: Path, port: int, group: str | None, log: Log) -> None:
+        self._path, self._port, self._group, self._log = path, port, group, log
+        self._vsock: Path | None = None
+        self._streams: set[asyncio.Task[None]] = set()
+
+    def point(self, vsock: Path | None) -> None:
+        """Lead new connections to an enclave, or nowhere: then they are closed at once, and so are the old ones."""
+        self._vsock = vsock
+        if vsock is None:
+            for task in self._streams:
+                task.cancel()
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Listen as long as the context lasts."""
+        with listening(self._path) as listener:
+            if self._group is not None:
+                shutil.chown(self._path, group=self._group)
+                self._path.chmod(0o660)
+            accepting = asyncio.create_task(self._accept(listener))
+            try:
+                yield
+            finally:
+                for task in (accepting, *self._streams):
+                    task.cancel()
+                await asyncio.gather(accepting, *self._streams, return_exceptions=True)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            client, _ = await loop.sock_accept(listener)
+            task = loop.create_task(self._pass_on(client))
+            self._streams.add(task)
+            task.add_done_callback(self._streams.discard)
+
+    async def _pass_on(self, client: socket.socket) -> None:
+        with client:
+            if self._vsock is None:
+                return
+            with contextlib.suppress(OSError, TimeoutError), await connect_async(self._vsock, self._port) as enclave:
+                await relay(client, enclave)
+
+
+def run_quietly(command: Sequence[str]) -> None:
+    """Run a program.
+
+    Raises:
+        MachineError: It cannot be run, or fails; its last words.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise MachineError(f"{command[0]} cannot be run: {error.strerror}") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise MachineError(f"`{' '.join(command)}` ended with {done.returncode}: {said[-1] if said else 'no words'}")

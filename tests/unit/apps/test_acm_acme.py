@@ -1,0 +1,140 @@
+"""Certificates from a real ACME server, Let's Encrypt's Pebble, for requests like the enclave's."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from tests.unit.apps.acm_device import certificate, ec_key, rsa_key
+
+from alcove.apps.acm.acme_client import issuer
+from alcove.apps.acm.certificates import check_chain, read_chain
+from alcove.apps.acm.provisioning import signing_request
+from alcove.apps.acm.settings import TokenSettings
+from alcove.errors import AlcoveError, MachineError
+
+PEBBLE = Path(__file__).parents[3] / ".peers" / "usr" / "bin" / "pebble"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PEBBLE.exists(), reason="`scripts/setup --tests` has not been run"),
+]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Pebble:
+    """The server, which proves names at `http_port` of this machine."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.port, self.http_port = directory, free_port(), free_port()
+        tls = certificate(ec_key(), "localhost")
+        (directory / "tls.pem").write_bytes(tls.public_bytes(Encoding.PEM))
+        key = ec_key().private.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+        (directory / "tls.key").write_bytes(key)
+        settings = {
+            "listenAddress": f"127.0.0.1:{self.port}",
+            "managementListenAddress": f"127.0.0.1:{free_port()}",
+            "certificate": str(directory / "tls.pem"),
+            "privateKey": str(directory / "tls.key"),
+            "httpPort": self.http_port,
+            "tlsPort": free_port(),
+            "ocspResponderURL": "",
+            "externalAccountBindingRequired": False,
+        }
+        (directory / "pebble.json").write_text(json.dumps({"pebble": settings}))
+
+    def token(self, **members: Any) -> TokenSettings:
+        """A source that asks this server."""
+        common = {
+            "directory_url": f"https://localhost:{self.port}/dir",
+            "account_key": str(self.directory / "account.pem"),
+            "ca_file": str(self.directory / "tls.pem"),
+            "http_port": self.http_port,
+        }
+        return TokenSettings("web", None, "Acme", common | members, None, 43200, "tls", None, ("localhost",))
+
+
+@pytest.fixture(scope="module")
+def pebble(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pebble]:
+    made = Pebble(tmp_path_factory.mktemp("pebble"))
+    environment = {"PATH": os.environ["PATH"], "PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0"} | {
+        "PEBBLE_AUTHZREUSE": "0"  # each test proves its names
+    }
+    with (made.directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [PEBBLE, "-config", made.directory / "pebble.json"], env=environment, stdout=log, stderr=log
+        )
+        try:
+            deadline = time.monotonic() + 30
+            while True:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", made.port)) == 0:
+                        break
+                assert process.poll() is None, (made.directory / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield made
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def request_for(*names: str) -> str:
+    return signing_request(ec_key().private, names).public_bytes(Encoding.PEM).decode()
+
+
+def test_a_chain_is_issued_for_the_enclaves_request(pebble: Pebble) -> None:
+    """HTTP-01 on a port of ours: a chain in order, for the request's key and name; and again with the same account."""
+    for _ in range(2):
+        chain = read_chain(issuer(pebble.token())(request_for("localhost")))
+        assert len(chain) >= 2
+        check_chain(chain, ec_key(), datetime.now(UTC) + timedelta(seconds=5), ["localhost"])
+    assert (pebble.directory / "account.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_names_are_proved_in_a_directory_too(pebble: Pebble, tmp_path: Path) -> None:
+    """Where the web server serves it; afterwards the proof is gone."""
+    import functools  # noqa: PLC0415
+    import threading  # noqa: PLC0415
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer  # noqa: PLC0415
+
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", pebble.http_port), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            chain = issuer(pebble.token(http_port=None, webroot=str(tmp_path)))(request_for("localhost"))
+        finally:
+            server.shutdown()
+            thread.join()
+    assert x509.load_pem_x509_certificate(chain.encode()).public_key() == ec_key().public
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_what_the_server_refuses_is_one_sentence(pebble: Pebble, tmp_path: Path) -> None:
+    """A name that is not proved, no server, a server that is not trusted, no way to prove."""
+    unproved = pebble.token(http_port=None, webroot=str(tmp_path))
+    away = pebble.token(directory_url=f"https://localhost:{free_port()}/dir")
+    (tmp_path / "other.pem").write_bytes(certificate(rsa_key(), "localhost").public_bytes(Encoding.PEM))
+    strange = pebble.token(ca_file=str(tmp_path / "other.pem"))
+    for settings in (unproved, away, strange):
+        with pytest.raises(MachineError, match="the ACME server did not issue") as caught:
+            issuer(settings)(request_for("localhost"))
+        assert "\n" not in caught.value.message
+    with pytest.raises(AlcoveError, match="has a webroot or an http_port"):
+        issuer(pebble.token(http_port=None))(request_for("localhost"))
