@@ -112,9 +112,11 @@ def _run_request(arguments: argparse.Namespace) -> config.RunRequest:
 
     given = ("cpu_count", "cpu_ids", "memory", "eif_path", "enclave_cid", "enclave_name", "debug_mode")
     if arguments.config is not None:
-        if clash := [name for name in given if getattr(arguments, name)]:
+        if clash := [name for name in given if getattr(arguments, name) not in (None, False)]:
             arguments.parser.error(f"--config and --{clash[0].replace('_', '-')} exclude each other")
-        return dataclasses.replace(config.parse_config(read_text(arguments.config)), **_own(arguments))
+        asked = dataclasses.replace(config.parse_config(read_text(arguments.config)), **_own(arguments))
+        # AWS's takes --attach-console beside --config and ignores it
+        return dataclasses.replace(asked, attach_console=True, debug_mode=True) if arguments.attach_console else asked
     if missing := [name for name in ("memory", "eif_path") if getattr(arguments, name) is None]:
         arguments.parser.error(f"--{missing[0].replace('_', '-')} is needed (or --config)")
     if (arguments.cpu_count is None) == (arguments.cpu_ids is None):

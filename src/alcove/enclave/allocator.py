@@ -107,11 +107,11 @@ def _choose_cpus(
     pool: Pool, taken: Sequence[Allocation], cpu_count: int | None, cpu_ids: Sequence[int] | None
 ) -> tuple[int, ...]:
     load = Counter(cpu for other in taken for cpu in other.cpu_ids)
+    if not cpu_count and not cpu_ids:
+        raise _refused("an enclave needs at least one CPU")
     if cpu_ids is not None:
         return _named_cpus(pool, load, cpu_ids)
     count = cpu_count or 0
-    if count == 0:
-        raise _refused("an enclave needs at least one CPU")
     if count > len(pool.cpus):
         raise UsageError(
             f"{count} CPUs were asked for, the pool has {len(pool.cpus)}",

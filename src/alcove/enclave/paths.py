@@ -34,7 +34,8 @@ class Paths:
                 f"{runtime}/alcove" if runtime else f"/tmp/alcove-{user}",  # noqa: S108 - registry.prepare looks whose it is
                 env.get("XDG_CONFIG_HOME", f"{home}/.config") + "/alcove",
             )
-        return cls(*(Path(env.get(name) or default) for name, default in zip(_VARIABLES, defaults, strict=True)))
+        given = (Path(env.get(name) or default) for name, default in zip(_VARIABLES, defaults, strict=True))
+        return cls(*(path.absolute() for path in given))  # the jail has another working directory
 
     @property
     def tools(self) -> Path:

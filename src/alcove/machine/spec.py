@@ -76,7 +76,10 @@ class MachineSpec:
             raise UsageError(f"the kernel command line has a NUL byte or more than {MAX_CMDLINE} bytes")
         for path in (self.nsm_socket, self.vsock_socket):
             if len(bytes(path)) > MAX_SOCKET_PATH:
-                raise UsageError(f"{path}: a socket's path has at most {MAX_SOCKET_PATH} bytes")
+                raise UsageError(
+                    f"{path}: a socket's path has at most {MAX_SOCKET_PATH} bytes",
+                    hint="use a shorter runtime directory",
+                )
 
     @property
     def guest_cmdline(self) -> str:

@@ -28,6 +28,7 @@ def test_memory_is_at_least_four_times_the_image_and_64_mib() -> None:
         ({"cpu_count": 1, "memory_mib": 4096}, "E27"),
         ({"cpu_count": 3, "memory_mib": 64}, "E22"),
         ({"cpu_count": 0, "memory_mib": 64}, "E29"),
+        ({"cpu_ids": [], "memory_mib": 64}, "E29"),
         ({"cpu_ids": [1, 1], "memory_mib": 64}, "E20"),
         ({"cpu_ids": [7], "memory_mib": 64}, "E21"),
     ],

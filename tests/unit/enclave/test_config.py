@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from alcove.cli.main import nitro_parser
+from alcove.cli.nitro import _run_request
 from alcove.enclave.config import RunRequest, parse_cid, parse_config, parse_memory
 from alcove.errors import UsageError
 
@@ -75,3 +78,13 @@ def test_name_comes_from_the_image_without_every_eif() -> None:
     """cli.md §3.2: the last path component, every trailing .eif removed."""
     assert RunRequest("/x/app.eif.eif", 64, cpu_count=1).wanted_name == "app"
     assert RunRequest("/x/app.eif", 64, cpu_count=1, enclave_name="b.eif").wanted_name == "b.eif"
+
+
+@pytest.mark.parametrize("attach", [True, False])
+def test_attach_console_beside_a_config_file_is_heeded(tmp_path: Path, *, attach: bool) -> None:
+    """AWS's takes the flag there and ignores it; ours attaches, and so is in debug mode."""
+    path = tmp_path / "enclave.json"
+    path.write_text(json.dumps(GOOD))
+    flags = ["run-enclave", "--config", str(path), *(["--attach-console"] if attach else [])]
+    request = _run_request(nitro_parser().parse_args(flags))
+    assert (request.attach_console, request.debug_mode) == (attach, attach or GOOD.get("debug_mode", False))

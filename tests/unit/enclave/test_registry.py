@@ -171,3 +171,4 @@ def test_directories_follow_the_environment() -> None:
     user = Paths.from_environment({"HOME": "/home/u", "XDG_RUNTIME_DIR": "/run/user/7"}, uid=7)
     assert (user.state, user.run) == (Path("/home/u/.local/share/alcove"), Path("/run/user/7/alcove"))
     assert Paths.from_environment({"HOME": "/home/u"}, uid=7).run == Path("/tmp/alcove-7")
+    assert Paths.from_environment({"ALCOVE_RUN": "x"}, uid=0).run == Path.cwd() / "x"
