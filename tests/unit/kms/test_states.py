@@ -17,7 +17,7 @@ from alcove.kms.operations.table import OPERATIONS
 from alcove.kms.resolve import Source
 
 OK, DIS, KIS, UNS = "ok", "DisabledException", "KMSInvalidStateException", "UnsupportedOperationException"
-STATES = ("Enabled", "Disabled", "PendingDeletion", "PendingImport")
+COLUMNS = {"Enabled": 0, "Disabled": 1, "PendingDeletion": 2, "PendingReplicaDeletion": 2, "PendingImport": 3}
 POLICY = json.dumps({
     "Version": "2012-10-17",
     "Statement": [{"Effect": "Allow", "Principal": {"AWS": ROOT_ARN}, "Action": "kms:*", "Resource": "*"}],
@@ -81,14 +81,15 @@ ELSEWHERE = {  # operations on other kinds of keys, whose own tests have their s
 
 @pytest.fixture(scope="module")
 def kms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningKms]:
-    with running(config(tmp_path_factory.mktemp("kms"))) as service:
+    with running(config(tmp_path_factory.mktemp("kms"), more_regions=("eu-west-1",))) as service:
         yield service
 
 
 def prepared(kms: RunningKms, state: str) -> dict[str, Any]:
     """A key with an alias, a grant and a ciphertext, brought into a state."""
     external = state == "PendingImport"
-    options = {"Origin": "EXTERNAL"} if external else {}
+    waits = state == "PendingReplicaDeletion"
+    options = {"Origin": "EXTERNAL"} if external else {"MultiRegion": waits}
     key = kms.admin.create_key(**options)["KeyMetadata"]["KeyId"]
     if external:
         put(kms, key, os.urandom(32))
@@ -103,7 +104,9 @@ def prepared(kms: RunningKms, state: str) -> dict[str, Any]:
     kms.admin.create_alias(AliasName=found["alias"], TargetKeyId=key)
     if state == "Disabled":
         kms.admin.disable_key(KeyId=key)
-    elif state == "PendingDeletion":
+    elif state.endswith("Deletion"):
+        if waits:
+            kms.admin.replicate_key(KeyId=key, ReplicaRegion="eu-west-1")
         kms.admin.schedule_key_deletion(KeyId=key, PendingWindowInDays=7)
     elif external:
         kms.admin.delete_imported_key_material(KeyId=key)
@@ -111,12 +114,12 @@ def prepared(kms: RunningKms, state: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", COLUMNS)
 @pytest.mark.parametrize("operation", sorted(SYMMETRIC))
 def test_an_operation_in_a_state(kms: RunningKms, operation: str, state: str) -> None:
     """It works, or is refused with AWS's class and the key's ARN in the text, and then changes nothing."""
     row, call = SYMMETRIC[operation]
-    expected, key = row[STATES.index(state)], prepared(kms, state)
+    expected, key = row[COLUMNS[state]], prepared(kms, state)
     outcome, message = OK, ""
     try:
         call(kms.admin, key)
