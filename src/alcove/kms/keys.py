@@ -213,8 +213,7 @@ def parse_key_id(text: str, realm: Realm, *, aliases: bool = True) -> str:
         aliases: Whether an alias may stand there.
 
     Raises:
-        KmsError: NotFoundException in the words of §2.3. Another account's key answers AccessDenied elsewhere: it
-            looks like any key that does not exist.
+        KmsError: NotFoundException in the words of §2.3.
     """
     match = _ARN.fullmatch(text)
     if match and match[2] != realm.region:
@@ -225,6 +224,12 @@ def parse_key_id(text: str, realm: Realm, *, aliases: bool = True) -> str:
     if not ((aliases and _ALIAS.fullmatch(name)) or _UUID.fullmatch(name) or _MULTI_REGION.fullmatch(name)):
         raise not_found(f"Invalid keyId '{text}'")
     return name
+
+
+def is_foreign(text: str, realm: Realm) -> bool:
+    """Whether a KeyId parameter names what is of another account, in the Region of the request."""
+    match = _ARN.fullmatch(text)
+    return match is not None and match[2] == realm.region and match[3] != realm.account
 
 
 def check_alias_name(name: str) -> None:

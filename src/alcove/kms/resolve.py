@@ -13,7 +13,7 @@ from typing import Final
 from alcove.kms import blob
 from alcove.kms.call import Call, Tools
 from alcove.kms.errors import KmsError, validation
-from alcove.kms.keys import Key, check_alias_name, no_such_alias, no_such_key, not_found, parse_key_id
+from alcove.kms.keys import Key, check_alias_name, is_foreign, no_such_alias, no_such_key, not_found, parse_key_id
 from alcove.kms.store import Alias, Grant
 from alcove.kms.tokens import open_token
 from alcove.kms.upkeep import load
@@ -157,6 +157,10 @@ def _of_token(tools: Tools, token: str) -> Grant:
 
 
 def _look(tools: Tools, call: Call, text: str, *, aliases: bool = True) -> tuple[Key, Alias | None]:
+    if is_foreign(text, tools.realm):  # there is no such account here, and whoever asks learns nothing of keys (§2.3)
+        asked = f"kms:{call.operation}"
+        message = f"User: {call.identity.caller.arn} is not authorized to perform: {asked} on resource: {text}"
+        raise KmsError("AccessDeniedException", f"{message} because no resource-based policy allows the {asked} action")
     name = parse_key_id(text, tools.realm, aliases=aliases)
     if not name.startswith("alias/"):
         return _existing(tools, call, name), None

@@ -209,3 +209,25 @@ def test_a_document_must_be_signed_with_its_request(kms: RunningKms, attester: A
     sealed = client.encrypt(KeyId=key, Plaintext=b"x")["CiphertextBlob"]
     with refused("InvalidSignatureException"):
         client.re_encrypt(CiphertextBlob=sealed, DestinationKeyId=key)
+
+
+def test_a_policy_can_ask_where_its_successor_comes_from(kms: RunningKms, attester: Attester) -> None:
+    """PutKeyPolicy: whoever locks a policy to an image can change it from inside that image, and from nowhere else."""
+    condition = {"StringEquals": {"kms:RecipientAttestation:PCR0": GOOD[0].hex()}}
+    others = {"Effect": "Allow", "Principal": {"AWS": ROOT_ARN}, "NotAction": "kms:PutKeyPolicy", "Resource": "*"}
+    inside = {"Effect": "Allow", "Principal": {"AWS": kms.app_user.arn}, "Action": "kms:PutKeyPolicy", "Resource": "*"}
+    text = json.dumps({"Version": "2012-10-17", "Statement": [others, {**inside, "Condition": condition}]})
+    key = kms.admin.create_key()["KeyMetadata"]["KeyId"]
+    with refused("MalformedPolicyDocumentException"):
+        kms.admin.put_key_policy(KeyId=key, Policy=text)
+    kms.admin.put_key_policy(KeyId=key, Policy=text, BypassPolicyLockoutSafetyCheck=True)
+    for client in (kms.admin, kms.app):
+        with refused("AccessDeniedException"):
+            client.put_key_policy(KeyId=key, Policy=text)
+    client = kms.app
+    attested(client, "PutKeyPolicy", Enclave(attester, {**GOOD, 0: b"\xee" * 48}).document())
+    with refused("AccessDeniedException"):
+        client.put_key_policy(KeyId=key, Policy=text)
+    client = kms.app
+    attested(client, "PutKeyPolicy", Enclave(attester, GOOD).document())
+    client.put_key_policy(KeyId=key, Policy=text)

@@ -136,6 +136,15 @@ def test_a_key_that_is_not_there(kms: RunningKms, key_id: str, message: str) -> 
     assert error["message"] == message
 
 
+@pytest.mark.parametrize("name", ["key/11111111-2222-3333-4444-555555555555", "alias/none", "key/nonsense"])
+def test_a_key_of_another_account(kms: RunningKms, name: str) -> None:
+    """AccessDeniedException, whatever there may be (kms.md §2.3)."""
+    arn = f"arn:aws:kms:us-east-1:444455556666:{name}"
+    with refused("AccessDeniedException") as error:
+        kms.admin.describe_key(KeyId=arn)
+    assert f"is not authorized to perform: kms:DescribeKey on resource: {arn} because" in error["message"]
+
+
 def test_states(kms: RunningKms, key: str) -> None:
     """Disabled and pending deletion refuse use; cancelling brings a key back disabled."""
     arn = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/{key}"
