@@ -34,16 +34,42 @@ def skopeo_credentials(environment: Mapping[str, str], host: str, directory: Pat
     """
     if environment.get("REGISTRY_AUTH_FILE"):
         return None, None
-    named = environment.get("DOCKER_CONFIG")
-    path = Path(named) if named else Path(environment.get("HOME") or "/nonexistent", ".docker")
-    path = path / "config.json" if path.is_dir() else path
+    path = _path(environment)
     store = _store(_read(path), host)
     if store is None:
-        return path if named and path.is_file() else None, None
-    helpers = _hub_helper(store, directory / "helpers") if host == HUB else None
+        return path if environment.get("DOCKER_CONFIG") and path.is_file() else None, None
+    return _written({host: store}, directory)
+
+
+def buildah_credentials(environment: Mapping[str, str], directory: Path) -> tuple[Path | None, str | None]:
+    """The same for a build, which may ask any registry: every one that Docker is logged in to, and Docker Hub.
+
+    Where the configuration holds secrets too, which would have to be copied, it is left as it is.
+    """
+    if environment.get("REGISTRY_AUTH_FILE"):
+        return None, None
+    path = _path(environment)
+    config = _read(path)
+    auths, helpers = (value if isinstance(value, dict) else {} for value in map(config.get, ("auths", "credHelpers")))
+    stores = {host: store for host in (*auths, HUB) if host != HUB_KEY and (store := _store(config, host))}
+    if not stores or any(isinstance(entry, dict) and entry.get("auth") for entry in auths.values()):
+        return path if environment.get("DOCKER_CONFIG") and path.is_file() else None, None
+    return _written(helpers | stores, directory)
+
+
+def _path(environment: Mapping[str, str]) -> Path:
+    """Docker's configuration file."""
+    named = environment.get("DOCKER_CONFIG")
+    path = Path(named) if named else Path(environment.get("HOME") or "/nonexistent", ".docker")
+    return path / "config.json" if path.is_dir() else path
+
+
+def _written(helpers: dict[str, str], directory: Path) -> tuple[Path, str | None]:
+    """A file that names the helper of each registry, and the directory of ours where one of them is Docker Hub."""
+    programs = _hub_helper(helpers[HUB], directory / "helpers") if HUB in helpers else None
     made = directory / "auth.json"
-    made.write_text(json.dumps({"credHelpers": {host: _OURS if helpers else store}}))
-    return made, helpers
+    made.write_text(json.dumps({"credHelpers": helpers | ({HUB: _OURS} if programs else {})}))
+    return made, programs
 
 
 def _read(path: Path) -> dict[str, Any]:

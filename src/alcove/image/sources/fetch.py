@@ -24,9 +24,10 @@ from typing import Final
 from alcove.errors import ImageFormatError, InputError, MachineError, UsageError
 from alcove.image.sources import directory, limits, oci, references
 from alcove.image.sources.container import ARCHITECTURES, PLATFORMS, ContainerImage, OnBytes, silent
-from alcove.image.sources.credentials import skopeo_credentials
+from alcove.image.sources.credentials import buildah_credentials, skopeo_credentials
 from alcove.image.sources.programs import ProgramError, run
 from alcove.image.sources.references import with_tag
+from alcove.image.sources.registries import VARIABLE, registries_conf
 
 __all__ = ["ContainerSource", "Progress", "process_environment", "with_tag"]
 
@@ -85,13 +86,18 @@ class ContainerSource:
         if not epoch.isascii() or not epoch.isdigit():
             raise UsageError(f"SOURCE_DATE_EPOCH is {epoch!r}", hint="give it in seconds since 1970", code="E49")
         identity, layout = work / "image.iid", work / "image"
+        credentials, helpers = buildah_credentials(self.environment, work)
+        environment = _with_program(self.environment, helpers)
+        if (conf := registries_conf(self.environment, work)) is not None:
+            environment[VARIABLE] = str(conf)
         argv = [*self._buildah("bud"), "--isolation", "chroot", "--timestamp", epoch, "--pull=false"]
         # The history has digests that depend on who builds; the label has buildah's version. Both would reach the id.
         argv += ["--omit-history", "--identity-label=false"]
         argv += ["--os", "linux", "--arch", PLATFORMS[self.architecture], "--iidfile", str(identity), "--tag", uri]
-        self._build_step([*argv, "--", str(context)], work)
+        argv += ["--authfile", str(credentials)] if credentials else []
+        self._build_step([*argv, "--", str(context)], environment, work)
         argv = [*self._buildah("push"), "--quiet", "--disable-compression", "--"]
-        self._build_step([*argv, identity.read_text().strip(), f"oci:{layout}:image"], work)
+        self._build_step([*argv, identity.read_text().strip(), f"oci:{layout}:image"], environment, work)
         return oci.load_layout(layout)
 
     def fetch(self, uri: str, work: Path) -> ContainerImage:
@@ -226,14 +232,12 @@ class ContainerSource:
     def _run(self, argv: list[str], work: Path, programs: str | None = None) -> None:
         """Run what makes the layout, and watch it grow; `programs` is one more directory of its PATH."""
         # What it unpacks meanwhile goes where the rest goes, and away with it.
-        environment = {**self.environment, "TMPDIR": str(work)}
-        if programs is not None:
-            environment["PATH"] = os.pathsep.join((environment.get("PATH", os.defpath), programs))
+        environment = {**_with_program(self.environment, programs), "TMPDIR": str(work)}
         layout = work / "image"
         run(argv, environment, lambda _: None, lambda: self.on_bytes(STAGE, _size(layout), None), code="E50")
 
-    def _build_step(self, argv: list[str], work: Path) -> None:
-        environment = {"BUILDAH_ISOLATION": "chroot", **self.environment, "TMPDIR": str(work)}
+    def _build_step(self, argv: list[str], environment: Mapping[str, str], work: Path) -> None:
+        environment = {"BUILDAH_ISOLATION": "chroot", **environment, "TMPDIR": str(work)}
         try:
             run(argv, environment, self.progress, code="E49")
         except ProgramError as error:
@@ -243,6 +247,12 @@ class ContainerSource:
     def _buildah(self, command: str) -> list[str]:
         # vfs works everywhere, without overlayfs and without being root on the machine.
         return ["buildah", "--storage-driver", self.environment.get("STORAGE_DRIVER") or "vfs", command]
+
+
+def _with_program(environment: Mapping[str, str], directory: str | None) -> dict[str, str]:
+    """The environment with one more directory at the end of its PATH."""
+    path = environment.get("PATH", os.defpath)
+    return {**environment, "PATH": f"{path}{os.pathsep}{directory}"} if directory else dict(environment)
 
 
 def _refuse(reason: str) -> None:
