@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from alcove.cli import output
+from alcove.cli.parsers import vsock_port
 from alcove.errors import MachineError, UsageError
 from alcove.sdk import clock, credentials, entropy, nsm
 from alcove.sdk.endpoint import PROXY_PORT, Credentials, Endpoint
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--region", help="AWS_REGION by default, or us-east-1")
     parser.add_argument("--endpoint", metavar="HOST[:PORT]", help="KMS's name, which its certificate must carry")
     parser.add_argument("--ca-file", metavar="PEM", help="what KMS is trusted by; the image's trust store by default")
-    parser.add_argument("--proxy-port", type=int, default=PROXY_PORT, help="vsock-proxy's port on the parent")
+    parser.add_argument("--proxy-port", type=vsock_port, default=PROXY_PORT, help="vsock-proxy's port on the parent")
     parser.add_argument("--connect", metavar="HOST:PORT", help="reach KMS over TCP instead")
     parser.add_argument("--credentials", type=Path, metavar="FILE", help="JSON, read again before each call")
     parser.add_argument("--key", action="append", default=[], metavar="ARN", help="refuse answers from other keys")

@@ -161,6 +161,13 @@ def _atoi(text: str) -> int:
     return int(found[0]) if found else 0
 
 
+def _port(text: str | None) -> int:
+    port = PROXY_PORT if text is None else _atoi(text)
+    if port < 1:
+        raise _UsageError("--proxy-port must be greater than 0")
+    return port
+
+
 def _kms(options: Mapping[str, str], credentials: Credentials, environment: Mapping[str, str]) -> AttestedKms:
     region = options.get("region", "us-east-1")
     url = environment.get("AWS_ENDPOINT_URL_KMS", "")
@@ -170,7 +177,7 @@ def _kms(options: Mapping[str, str], credentials: Credentials, environment: Mapp
         region,
         credentials,
         urlsplit(url).netloc or None,
-        proxy_port=_atoi(options["proxy-port"]) if "proxy-port" in options else PROXY_PORT,
+        proxy_port=_port(options.get("proxy-port")),
         ca_file=environment.get("AWS_CA_BUNDLE") or None,
     )
 

@@ -27,6 +27,14 @@ def command(commands: Commands, name: str, handler: Any, text: str, example: str
     return parser
 
 
+def vsock_port(text: str) -> int:
+    """The type of an argument that is a vsock port."""
+    value = int(text)
+    if not 0 < value < 0xFFFFFFFF:
+        raise argparse.ArgumentTypeError("a vsock port is from 1 to 4294967294")
+    return value
+
+
 def add_signing_flags(parser: argparse.ArgumentParser) -> None:
     """Add --signing-certificate and --private-key."""
     group = parser.add_argument_group("signing", _SIGNING)

@@ -266,6 +266,13 @@ def test_outside_of_an_enclave_it_fails(run: Run) -> None:
     assert "not in an enclave" in errors
 
 
+def test_a_port_that_cannot_be_is_refused(run: Run, enclave: LocalKms) -> None:
+    """Atoi makes 0 of it."""
+    status, out, errors = run("genrandom", *GIVEN, "-l", "8", "--proxy-port", "x")
+    assert (status, out) == (1, "")
+    assert errors.startswith("--proxy-port must be greater than 0")
+
+
 def test_a_plain_endpoint_is_refused(run: Run, enclave: LocalKms) -> None:
     """TLS ends in the enclave."""
     status, _, errors = run("genrandom", *GIVEN, "-l", "8", AWS_ENDPOINT_URL_KMS="http://localhost")

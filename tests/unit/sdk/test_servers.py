@@ -113,7 +113,12 @@ def test_a_changed_body_and_unsigned_calls_are_refused(proxy: str, alcove_kms: L
         client.generate_random(NumberOfBytes=1)
     answer = call(proxy, "POST", "/", b"{}", {"x-amz-target": "TrentService.GenerateRandom"})
     assert (answer[0], json.loads(answer[2])["__type"]) == (400, "InvalidSignatureException")
-    for method, path, target in (("GET", "/", "TrentService.X"), ("POST", "/x", "TrentService.X"), ("POST", "/", "S3")):
+    for method, path, target in (
+        ("GET", "/", "TrentService.X"),
+        ("POST", "/x", "TrentService.X"),
+        ("POST", "/", "S3"),
+        ("POST", "/", "TrentService.\xe9"),
+    ):
         answer = call(proxy, method, path, b"", {"x-amz-target": target})
         assert json.loads(answer[2])["__type"] == "UnknownOperationException"
 
@@ -355,6 +360,8 @@ def test_signals_reach_the_program(alcove_kms: LocalKms) -> None:
         (["kms-proxy", "--credentials", "/none", "--endpoint", "https://x"], "not a host name"),
         (["kms-proxy", "--credentials", "/none", "--connect", "x"], "--connect is HOST:PORT"),
         (["kms-proxy", "--credentials", "/none", "--", "/none/program"], "/none/program cannot be run"),
+        (["kms-proxy", "--credentials", "/none", "--port", "65536"], "there is no TCP port 65536"),
+        (["attestation-server", "--port", "-1"], "there is no TCP port -1"),
     ],
 )
 def test_bad_use_is_one_line(arguments: list[str], expected: str) -> None:

@@ -35,13 +35,16 @@ class HttpServer:
         port: 0 takes a free one.
 
     Raises:
-        UsageError: `host` is not a loopback address: what is served is for this enclave alone.
+        UsageError: `host` is not a loopback address, for what is served is for this enclave alone; or there is no such
+            port.
         MachineError: The address is taken.
     """
 
     def __init__(self, handler: Handler, host: str = "127.0.0.1", port: int = 0) -> None:
         if not _is_loopback(host):
             raise UsageError(f"{host} is not a loopback address", hint="use 127.0.0.1: this is for the enclave alone")
+        if not 0 <= port <= 0xFFFF:
+            raise UsageError(f"there is no TCP port {port}")
         self._handler = handler
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -27,7 +28,7 @@ from alcove.sdk.endpoint import CONTENT_TYPE, Credentials, Endpoint
 from alcove.sdk.recipient import ENVELOPE, KEY_ENCRYPTION, AttestedCall, attested_call
 from alcove.sdk.servers.request import Request, Response
 
-TARGET: Final = "TrentService."
+_TARGET: Final = re.compile(r"TrentService\.(?P<operation>[A-Za-z]{1,64})")
 
 
 class _RefusedError(Exception):
@@ -74,22 +75,22 @@ class KmsProxy:
             return _error("AttestedCallException", f"{type(error).__name__}: {error}", 400)
 
     def _answer(self, request: Request) -> Response:
-        target = request.headers.get("x-amz-target", "")
-        if request.method != "POST" or request.target != "/" or not target.startswith(TARGET):  # 1
+        found = _TARGET.fullmatch(request.headers.get("x-amz-target", ""))
+        if request.method != "POST" or request.target != "/" or found is None:  # 1
             raise _RefusedError("UnknownOperationException", "only KMS's calls, POST /, are served here")
         self._authenticate(request)
         members = _members(request.body)
-        call = attested_call(target.removeprefix(TARGET), members, self._keys)
+        call = attested_call(found["operation"], members, self._keys)
         if call is None:  # 2
             moment = document_time(self._attester.attestation())
-            answer = self._endpoint.post(target, request.body, moment)
+            answer = self._endpoint.post(found[0], request.body, moment)
             return Response(answer.status, answer.body, CONTENT_TYPE)
         document = self._key.document()
         members["Recipient"] = {
             "AttestationDocument": base64.b64encode(document).decode("ascii"),
             "KeyEncryptionAlgorithm": KEY_ENCRYPTION,
         }
-        answer = self._endpoint.post(target, json.dumps(members).encode(), document_time(document))  # 3
+        answer = self._endpoint.post(found[0], json.dumps(members).encode(), document_time(document))  # 3
         if answer.status != 200:  # 4
             return Response(answer.status, answer.body, CONTENT_TYPE)
         return Response(200, json.dumps(self._opened(call, answer.body)).encode(), CONTENT_TYPE)
