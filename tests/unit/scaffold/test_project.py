@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,17 @@ def test_the_python_template_s_own_tests_pass(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_node_template_s_own_tests_pass(tmp_path: Path) -> None:
+    """With nothing but Node.js."""
+    if shutil.which("node") is None:
+        pytest.skip("node is missing: scripts/setup --tests")
+    made = create("app", "node", tmp_path)
+    done = subprocess.run(["make", "test"], cwd=made, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pass 1" in done.stdout
 
 
 def test_imports_are_followed_as_far_as_they_are_ours() -> None:
