@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.fuzz import attestation, devices, images, kms, protocols
+from tests.fuzz import attestation, devices, enclave, images, kms, protocols
 from vectors.eif.keys import Identity
 from vectors.vectorfile import load
 
@@ -87,6 +87,10 @@ TARGETS = {
     "diff": Target(images.eif_diff, ("image",)),
     "document": Target(protocols.document, others=_documents),
     "eif": Target(images.eif, ("image",)),
+    "enclave-answer": Target(enclave.answer, others=enclave.answers),
+    "enclave-envelope": Target(enclave.envelope, others=enclave.envelopes),
+    "enclave-kmstool": Target(enclave.kmstool, others=enclave.messages),
+    "enclave-request": Target(enclave.request, others=enclave.requests),
     "gunzip": Target(images.gunzip, others=images.gzip_files),
     "kms-ciphertext": Target(kms.ciphertext, others=kms.ciphertexts),
     "kms-parameters": Target(kms.parameters, others=kms.bodies),
