@@ -161,7 +161,9 @@ def use_resolver(path: Path = RESOLV_CONF) -> None:
         MachineError: The file cannot be written.
     """
     try:
-        path.write_text(f"nameserver {LOOPBACK}\n")
+        target = path.resolve()  # images by linuxkit's way have a link there, into a directory that /run lacks
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(f"nameserver {LOOPBACK}\n")
     except OSError as error:
         raise MachineError(
             f"cannot write {path}: {error.strerror}", hint=f"let the image have it: nameserver {LOOPBACK}"

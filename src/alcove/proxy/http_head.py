@@ -20,6 +20,7 @@ from alcove.proxy.rules import Address, Destination, destination
 MAX_HEAD: Final = 16384
 END: Final = b"\r\n\r\n"
 ADDRESS_HEADER: Final = "X-Alcove-Address"
+REASON_HEADER: Final = "X-Alcove-Reason"  # clients show the head of a refused CONNECT, and not its body
 _HTTP_PORT: Final = 80
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\s]+):([0-9]{1,5})")
@@ -114,6 +115,9 @@ def response(status: int, text: str = "", *, address: str | None = None) -> byte
         lines.append(f"{ADDRESS_HEADER}: {address}")
     body = b"" if status == 200 else f"{text}\n".encode()
     if status != 200:
+        lines.append(
+            f"{REASON_HEADER}: {''.join(each if each.isascii() and each.isprintable() else '?' for each in text)}"
+        )
         lines += ["Content-Type: text/plain; charset=utf-8", f"Content-Length: {len(body)}", "Connection: close"]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
