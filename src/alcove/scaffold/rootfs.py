@@ -96,6 +96,7 @@ KITS: Final = {
         ),
         programs=("usr/bin/node",),
     ),
+    "curl": Kit(packages=("curl",), keep=("usr/bin/curl",), programs=("usr/bin/curl",)),
     "shell": Kit(packages=("busybox-static",), keep=("usr/bin/busybox", "bin/busybox")),
 }  # fmt: skip
 _FILES: Final = {
