@@ -74,9 +74,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"`{path}` is not in the expected format: {what}", code="E17")
     if "memory_mib" not in raw:
         raise UsageError(f"`memory_mib` is missing in `{path}`", code="E01", hint="give it in MiB")
-    if ("cpu_count" in raw) == ("cpu_pool" in raw):
-        what = "exclude each other" if "cpu_pool" in raw else "are both missing"
-        raise UsageError(f"`cpu_count` and `cpu_pool` {what}", code="E02", hint=f"keep one of them in {path}")
+    given = ("cpu_count" in raw) + ("cpu_pool" in raw)
+    if given != 1:
+        what, code = ("exclude each other", "E02") if given else ("are both missing", "E01")
+        raise UsageError(f"`cpu_count` and `cpu_pool` {what}", code=code, hint=f"have one of them in {path}")
     return raw
 
 

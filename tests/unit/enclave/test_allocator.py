@@ -82,7 +82,7 @@ def test_bad_cpu_lists_have_their_codes(text: str, code: str) -> None:
     [
         ("memory_mib: 512\ncpu_count: 2\ncpu_pool: 1", "E02"),
         ("memory_mib: lots\ncpu_count: 1", "E03"),
-        ("memory_mib: 64", "E02"),
+        ("memory_mib: 64", "E01"),
         ("cpu_count: 1", "E01"),
         ("cpu_count: 1\nmemory_mib: 1\nhuge: yes", "E17"),
         ("- 1", "E17"),
