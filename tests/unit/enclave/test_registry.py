@@ -29,6 +29,16 @@ sys.stdin.read()
 """
 
 
+CHURN = (
+    RESERVE.partition("record, lock")[0]
+    + """
+for number in range(40):
+    record, lock = registry.reserve(paths, f"{sys.argv[2]}-{number}", decide)
+    registry.release(paths, record, lock)
+"""
+)
+
+
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
     return Paths(tmp_path, tmp_path, tmp_path)
@@ -124,6 +134,24 @@ def test_an_enclave_that_vanishes_meanwhile_hides_no_other(paths: Paths, monkeyp
     monkeypatch.setattr(Path, "lstat", vanish)
     assert [record.enclave_id for record in registry.live(paths)] == ["i-1"]
     assert not ending.exists()
+    process.communicate("")
+
+
+def test_who_stays_is_listed_at_every_moment(paths: Paths) -> None:
+    """While others start and end as fast as they can, no look misses the one that is there."""
+    process = start(paths, "i-stays")
+    assert process.stdout
+    name, cid = process.stdout.readline().split()
+    churners = [subprocess.Popen([sys.executable, "-c", CHURN, str(paths.run), f"i-{n}"]) for n in range(2)]
+    while any(churner.poll() is None for churner in churners):
+        found = {record.enclave_id: record for record in registry.live(paths)}
+        assert (found["i-stays"].name, str(found["i-stays"].cid)) == (name, cid)
+        others = [record for key, record in found.items() if key != "i-stays"]
+        assert not {name} & {record.name for record in others}
+        assert not {cid} & {str(record.cid) for record in others}
+    assert [churner.returncode for churner in churners] == [0, 0]
+    assert [record.enclave_id for record in registry.live(paths)] == ["i-stays"]
+    assert (paths.cids / cid).exists()
     process.communicate("")
 
 
