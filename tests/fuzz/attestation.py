@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from vectors.attestation import world
 from vectors.attestation.items import octets
 from vectors.vectorfile import load
 
-from alcove.attestation import AttestationError, ChainCache, GenuineOnly, Root, VerifiedAttestation, verify
+from alcove.attestation import (
+    AttestationDocument,
+    AttestationError,
+    ChainCache,
+    GenuineOnly,
+    PolicyError,
+    RevocationLists,
+    Root,
+    VerifiedAttestation,
+    parse_policy,
+    pki,
+    verify,
+)
 from alcove.attestation.document import MAX_DOCUMENT, parse_payload
 from alcove.codec import cose
+from alcove.errors import InputError, UsageError
 
 VECTORS = Path(__file__).parent.parent.parent / "vectors" / "attestation"
 
@@ -57,6 +72,43 @@ def leaf(data: bytes) -> None:
         first, last = verified.certificates
         assert last.der == data
         assert last.is_signed_by(first)
+
+
+def policy(data: bytes) -> None:
+    """Any text is a policy or a UsageError of one line, and a policy decides about any document."""
+    text = data.decode(errors="replace")
+    try:
+        found = parse_policy(text)
+    except UsageError as error:
+        assert "\n" not in error.message  # noqa: PT017 - no test of the error, a property of every one
+        return
+    with contextlib.suppress(PolicyError):
+        found.check(AttestationDocument("i-1-enc1", 1, {0: b"\1" * 48}, b"leaf", (b"root",)))
+
+
+def lists(data: bytes) -> None:
+    """Any bytes are revocation lists or an InputError."""
+    with contextlib.suppress(InputError):
+        assert len(RevocationLists.from_files(data)) >= 1
+
+
+def policies() -> Iterator[bytes]:
+    """One of everything that a file may hold."""
+    digest = "01" * 48
+    yield f"PCR0: '{digest}'\nParent: [i-0123456789abcdef0]\nUnsafeAcceptDebugMode: true\n".encode()
+    yield f"AnyOf:\n- &one {{ImageSha384: '{digest}'}}\n- AllOf: [*one]\n".encode()
+    yield f'{{"Measurements": {{"HashAlgorithm": "Sha384", "PCR8": "{digest}"}}}}'.encode()
+    yield b"Role: arn:aws:iam::123456789012:role/name\nSignedBy: signer.pem\n"
+
+
+def revoked() -> Iterator[bytes]:
+    """A list of ours with an entry, in both forms."""
+    key = world.key(world.ROOT)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    issuer = pki.issue_root(key, serial=1, now=now)
+    entry = x509.RevokedCertificateBuilder().serial_number(7).revocation_date(now).build()
+    made = pki.issue_crl(issuer, [entry], number=1, now=now, life=timedelta(days=30))
+    yield from (made.public_bytes(form) for form in (Encoding.DER, Encoding.PEM))
 
 
 def documents() -> Iterator[bytes]:

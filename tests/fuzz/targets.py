@@ -79,8 +79,10 @@ def _certificates() -> Iterable[bytes]:
 
 TARGETS = {
     "attestation": Target(attestation.whole, others=attestation.documents),
+    "attestation-crl": Target(attestation.lists, others=attestation.revoked),
     "attestation-leaf": Target(attestation.leaf, others=attestation.leaves),
     "attestation-payload": Target(attestation.payload, others=attestation.payloads),
+    "attestation-policy": Target(attestation.policy, others=attestation.policies),
     "boot": Target(images.boot, ("image",)),
     "cbor": Target(protocols.cbor_item, ("signature", "payload")),
     "certificate": Target(protocols.certificate, others=_certificates),

@@ -157,7 +157,7 @@ class Parent:
     def __post_init__(self) -> None:
         """Raises ValueError for what is no instance id."""
         if not _INSTANCE_ID.fullmatch(self.instance_id):
-            raise ValueError(f"`{self.instance_id}` is no instance id such as i-0123456789abcdef0")
+            raise ValueError(f"{self.instance_id!r:.40} is no instance id such as i-0123456789abcdef0")
 
     def check(self, document: AttestationDocument, *, allow_debug: bool = False) -> None:
         """Refuse another parent."""
@@ -173,7 +173,7 @@ class Role:
     def __post_init__(self) -> None:
         """Raises ValueError for what is no role's ARN."""
         if not _ROLE_ARN.fullmatch(self.arn):
-            raise ValueError(f"`{self.arn}` is no role such as arn:aws:iam::123456789012:role/name")
+            raise ValueError(f"{self.arn!r:.80} is no role such as arn:aws:iam::123456789012:role/name")
 
     def check(self, document: AttestationDocument, *, allow_debug: bool = False) -> None:
         """Refuse another role, and none."""

@@ -109,7 +109,7 @@ def _entry(name: str, value: object, read_file: ReadFile, depth: int) -> Policy:
         return AllOf(members) if kind == "allof" else AnyOf(members)
     if kind == "unsafeacceptdebugmode":
         if value is not True:
-            raise UsageError(f"`{name}` is true or absent")
+            raise UsageError(f"{name!r:.40} is true or absent")
         return UnsafeAcceptDebugMode()
     choices = [_single(name, item, read_file) for item in (_list(name, value) if isinstance(value, list) else [value])]
     return choices[0] if len(choices) == 1 else AnyOf(choices)
@@ -129,13 +129,13 @@ def _single(name: str, value: object, read_file: ReadFile) -> Policy:
     }
     if kind not in makers:
         known = "PCR0 to PCR31, ImageSha384, SignedBy, Parent, Role, AllOf, AnyOf or UnsafeAcceptDebugMode"
-        raise UsageError(f"`{name}` is nothing that a policy can pin", hint=known)
+        raise UsageError(f"{name!r:.40} is nothing that a policy can pin", hint=known)
     if not isinstance(value, str):
-        raise UsageError(f"`{name}` is not text")
+        raise UsageError(f"{name!r:.40} is not text")
     try:
         return makers[kind](value)
     except ValueError as error:
-        raise UsageError(f"`{name}`: {error}") from None
+        raise UsageError(f"{name!r:.40}: {error}") from None
 
 
 def _signer(text: str, read_file: ReadFile) -> SignedBy:
@@ -147,12 +147,12 @@ def _signer(text: str, read_file: ReadFile) -> SignedBy:
 
 
 def _no_file(name: str) -> bytes:
-    raise ValueError(f"the file `{name}` cannot be read from here; give the PEM itself")
+    raise ValueError(f"the file {name!r:.80} cannot be read from here; give the PEM itself")
 
 
 def _list(name: str, value: object) -> list[object]:
     if not isinstance(value, list) or not value:
-        raise UsageError(f"`{name}` is not a list with something in it")
+        raise UsageError(f"{name!r:.40} is not a list with something in it")
     return value
 
 
@@ -162,7 +162,9 @@ def _digest(name: str, value: object) -> bytes:
             return bytes.fromhex(value)
     except ValueError:
         pass
-    raise UsageError(f"`{name}` is not a digest of {_DIGEST_HEX} hexadecimal digits", hint="in YAML, put it in quotes")
+    raise UsageError(
+        f"{name!r:.40} is not a digest of {_DIGEST_HEX} hexadecimal digits", hint="in YAML, put it in quotes"
+    )
 
 
 def _pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
@@ -173,7 +175,7 @@ def _pairs(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
         if not isinstance(name, str):
             raise UsageError(f"`{name!r:.40}` is no name that a policy can have")
         if name.lower() in seen:
-            raise UsageError(f"`{name}` occurs twice in the policy")
+            raise UsageError(f"{name!r:.40} occurs twice in the policy")
         seen.add(name.lower())
         found[name] = value
     return found
@@ -197,6 +199,6 @@ def _load_yaml(text: str) -> object:
         return yaml.load(text, Loader)  # noqa: S506 - a safe loader
     except RecursionError:
         raise UsageError("the policy nests too deep") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:  # of tags that do not fit
         reason = " ".join(str(error).split())
         raise UsageError(f"the policy is neither JSON nor YAML: {reason:.120}") from None
