@@ -9,7 +9,7 @@ import os
 import tarfile
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from alcove.image.sources.fetch import ContainerSource
 from alcove.image.sources.layers import use_layers
 from alcove.image.sources.limits import Limits
 from alcove.image.sources.tree import walk
+from alcove.image.sources.unpack import ahead
 
 MakeLayout = Callable[..., Path]
 
@@ -189,3 +190,23 @@ def test_what_is_lent_holds_while_it_is_hashed(make_layout: MakeLayout, tmp_path
         in_use.append((piece, bytes(piece)))
         whole.update(piece)
     assert whole.digest() == hashlib.sha256(b"".join(b"".join(flattened.read(data)) for data in found)).digest()
+
+
+@pytest.mark.parametrize("case", [([1], 2, 1), ([3, 1, 1], 2, 1), ([1, 1, 1], 2, 0), ([1], 1, 0)])
+def test_a_layer_that_outlasts_the_others_has_two_threads(
+    make_layout: MakeLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: tuple[list[int], int, int]
+) -> None:
+    """One that is more than a core's share of all; none where there is one core, or the others keep all busy."""
+    sizes, cores, large = case
+    unpacked = []
+
+    def noted(pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
+        unpacked.append(pieces)
+        return ahead(pieces)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("alcove.image.sources.layers.ahead", noted)
+    tars = [layer(f"f{number}", os.urandom(size << 14)) for number, size in enumerate(sizes)]
+    flattened = oci.flatten(oci.load_layout(make_layout(*tars, compress=gzip.compress)), tmp_path)
+    assert len(list(walk(flattened.root))) == len(sizes)
+    assert len(unpacked) == large
