@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import io
 import json
 import os
 import resource
@@ -21,8 +22,10 @@ from typing import Any
 
 import pytest
 
-from alcove.enclave import control
+from alcove.cli import nitro
+from alcove.enclave import control, lifecycle, registry  # noqa: F401 - loaded before a test becomes another user
 from alcove.enclave.isolation import free_huge_pages, own_user_obstacle
+from alcove.enclave.paths import Paths
 from alcove.errors import MachineError
 from alcove.machine.argv import qemu_argv
 from alcove.machine.confinement import own_uid
@@ -358,6 +361,21 @@ def test_others_reach_no_socket_but_control(enclave: Looked) -> None:
 def test_others_may_neither_terminate_nor_read_the_console(enclave: Looked, word: str) -> None:
     """Both are refused by the supervisor, which asks the kernel who is calling."""
     assert as_nobody(lambda: control.ask(enclave.directory / "control.sock", word)) == "MachineError"
+    assert control.ask(enclave.directory / "control.sock", "describe")["State"] == "RUNNING"
+
+
+@root_only
+def test_all_that_others_can_end_is_their_own(enclave: Looked, public: Any) -> None:
+    """cli.md §3.4: terminate-enclave --all passes over what is somebody else's, and says so with an empty list."""
+    paths = Paths(public.run_directory, public.run_directory, public.run_directory)
+
+    def end_all() -> object:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            nitro.terminate_all(paths)
+        return json.loads(said.getvalue())
+
+    assert enclave.started["EnclaveID"] in {record.enclave_id for record in registry.live(paths)}
+    assert as_nobody(end_all) == []
     assert control.ask(enclave.directory / "control.sock", "describe")["State"] == "RUNNING"
 
 

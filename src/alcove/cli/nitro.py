@@ -176,12 +176,12 @@ def terminate_enclave(arguments: argparse.Namespace) -> None:
 
     paths = Paths.from_environment()
     if arguments.all:
-        _terminate_all(paths)
+        terminate_all(paths)
     else:
         output.result(_terminate(paths, _find(paths, arguments)))
 
 
-def _terminate_all(paths: Paths) -> None:
+def terminate_all(paths: Paths) -> None:
     """The caller's own enclaves; root's are all (cli.md §3.4). One that cannot be ended keeps no other."""
     from alcove.enclave import registry  # noqa: PLC0415
 
