@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.fuzz import attestation, devices, enclave, images, kms, protocols
+from tests.fuzz import acm, attestation, devices, enclave, images, kms, protocols
 from vectors.eif.keys import Identity
 from vectors.vectorfile import load
 
@@ -78,6 +78,8 @@ def _certificates() -> Iterable[bytes]:
 
 
 TARGETS = {
+    "acm-provisioning": Target(acm.provisioning, others=acm.orders),
+    "acm-settings": Target(acm.settings, others=acm.files),
     "attestation": Target(attestation.whole, others=attestation.documents),
     "attestation-crl": Target(attestation.lists, others=attestation.revoked),
     "attestation-leaf": Target(attestation.leaf, others=attestation.leaves),
@@ -102,6 +104,8 @@ TARGETS = {
     "layers": Target(images.layers, ("layers",)),
     "metadata": Target(images.metadata, ("metadata",)),
     "nsm": Target(protocols.nsm, others=_nsm),
+    "p11-kit": Target(acm.request, others=acm.requests),
+    "p11-kit-conversation": Target(acm.conversation, others=acm.conversations),
     "ramdisk": Target(images.ramdisk, ("cpio",)),
     "rootfs": Target(images.rootfs, ("cpio",)),
     "signature": Target(images.signature, ("signature", "payload")),
