@@ -66,7 +66,7 @@ class Stack:
         return self.directory / "ca" / "ca.pem"
 
     def pid(self, name: str) -> int:
-        """The process of a part: kms, proxy, agent or nginx."""
+        """The process of a part: kms, proxy or agent."""
         return self._parts[name].pid
 
     def status(self) -> dict[str, Any]:
@@ -193,7 +193,7 @@ options:
             "PKCS11_MODULE_PATH": str(next(Path("/usr/lib").glob("*/pkcs11/p11-kit-client.so"))),
         }
         (self.directory / "nginx.conf").write_text(nginx_conf(self.directory, self.port, more_servers))
-        self.start("nginx", nginx_program(), "-c", self.directory / "nginx.conf", "-g", "daemon off;")
+        self.do(nginx_program(), "-c", self.directory / "nginx.conf")  # it goes into the background
         wait_for(lambda: connects(self.port), "nginx")
 
     def do(self, *command: object) -> str:
@@ -225,9 +225,13 @@ options:
             process.wait()
 
     def _end_nginx(self) -> None:
-        """The master that is there now: the one that we started may have handed over."""
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int((self.directory / "nginx.pid").read_text()), signal.SIGTERM)
+        """The master that is there now, and one that was still finishing: nginx hands over at each change."""
+        for name in ("nginx.pid", "nginx.pid.oldbin"):
+            with contextlib.suppress(OSError, ValueError):
+                pid = int((self.directory / name).read_text())
+                os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            wait_for(lambda: not connects(self.port), "nginx's end", END_SECONDS)
 
 
 def nginx_conf(directory: Path, port: int, more_servers: str) -> str:

@@ -28,7 +28,7 @@ from alcove.errors import AlcoveError, MachineError, UsageError
 
 FIRST_PAUSE: Final = 1.0  # before the enclave is started again; doubled each time
 LONGEST_PAUSE: Final = 30.0
-TICK: Final = 1.0
+RETRY_SECONDS: Final = 10.0  # after trouble with a token or the web server
 POLL: Final = 0.1  # acm.md §2: between tries to reach a booting enclave
 SOCKET: Final = "p11.sock"
 STATUS: Final = "status.json"
@@ -87,6 +87,7 @@ class Agent:
         self._born = BornKeys(settings.options.state_directory, self._create, self._verify)
         self._enclave: RunningEnclave | None = None
         self._starts = 0
+        self._untold = False  # something changed that the web server has not taken up
         self._since = time.time()
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -140,14 +141,14 @@ class Agent:
             held.served = None
         await self._sync()
         relay.point(enclave.vsock)
-        await asyncio.to_thread(self._tell_server)
+        self._untold = True  # its sessions, if it has any, are with an enclave that has ended
         while True:
-            await asyncio.sleep(min(self._settings.options.sync_interval_secs, self._next_try()))
-            if await self._sync():
+            if self._untold:
                 await asyncio.to_thread(self._tell_server)
-
-    def _next_try(self) -> float:
-        return 10 * TICK if any(held.trouble for held in self._held) else float("inf")
+            troubled = self._untold or any(held.trouble for held in self._held)
+            pause = self._settings.options.sync_interval_secs
+            await asyncio.sleep(min(pause, RETRY_SECONDS) if troubled else pause)
+            self._untold |= await self._sync()
 
     async def _booted(self, enclave: RunningEnclave) -> None:
         deadline = time.monotonic() + self._settings.enclave.boot_timeout_ms / 1000
@@ -287,6 +288,7 @@ class Agent:
     def _tell_server(self) -> None:
         try:
             self._log(webserver.apply(self._settings.options))
+            self._untold = False
         except AlcoveError as error:
             self._log(error.message + (f" ({error.hint})" if error.hint else ""))
 

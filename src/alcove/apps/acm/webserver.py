@@ -52,15 +52,21 @@ def running(pid_file: Path) -> int | None:
 
 def _upgrade(old: int, pid_file: Path) -> int:
     """A new master beside the old one, then the old one's end; the new one's pid."""
-    os.kill(old, signal.SIGUSR2)
     aside = pid_file.with_name(f"{pid_file.name}.oldbin")
+    deadline = time.monotonic() + UPGRADE_SECONDS
+    while running(aside) is not None and time.monotonic() < deadline:
+        time.sleep(_PAUSE)  # the one before is still finishing, and nginx keeps two at most
+    os.kill(old, signal.SIGUSR2)
     deadline = time.monotonic() + UPGRADE_SECONDS
     while True:
         new = running(pid_file)
         if new is not None and new != old and _has_workers(new):
             break
         if time.monotonic() > deadline:
-            raise MachineError("nginx did not take up the change, and goes on as before", hint="`nginx -t` says why")
+            raise MachineError(
+                "nginx did not take up the change, and goes on as before",
+                hint="`nginx -t` says why; with `daemon off` it cannot",
+            )
         time.sleep(_PAUSE)
     if running(aside) == old:
         os.kill(old, signal.SIGQUIT)
