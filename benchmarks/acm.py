@@ -177,9 +177,10 @@ def nginx(
     up = example()
     place = Path(tempfile.mkdtemp(prefix="nginx-", dir=directory))
     ports = {pair.name: up.free_port() for pair in pairs}
+    common = "ssl_protocols TLSv1.3; ssl_session_cache off; ssl_session_tickets off;"
     blocks = "\n".join(
         f"  server {{ listen 127.0.0.1:{ports[pair.name]} ssl; ssl_certificate {pair.certificate_file};"
-        f' ssl_certificate_key "{keys[pair.name]}"; ssl_protocols TLSv1.3; ssl_session_cache off; ssl_session_tickets off; }}'
+        f' ssl_certificate_key "{keys[pair.name]}"; {common} }}'
         for pair in pairs
     )
     temporary = "".join(
