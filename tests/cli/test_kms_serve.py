@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import configparser
 import json
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.test_kms import Machine, client, refusal
+from tests.cli.test_kms import BIN, Machine, client, refusal
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +39,7 @@ def test_the_first_start_makes_an_administrator(machine: Machine) -> None:
         assert client(url, admin).create_key()["KeyMetadata"]["Enabled"]
         assert "kms.credentials" in machine.process.stderr.readline()  # type: ignore[union-attr]
     machine.out("user", "remove", "admin")
-    (machine.kms / "kms.credentials").unlink()
+    (machine.kms / "kms.credentials").unlink()  # there is a key, so whoever took all users away meant it
     with machine.serving() as url:
         assert refusal(client(url, admin).list_keys) == "UnrecognizedClientException"
     assert not (machine.kms / "kms.credentials").exists()
@@ -45,11 +47,32 @@ def test_the_first_start_makes_an_administrator(machine: Machine) -> None:
 
 
 def test_old_credentials_are_not_written_over(machine: Machine) -> None:
-    """A file of credentials without its store stops the start: the store may be elsewhere for a moment."""
+    """A file of credentials of an earlier store stays as it is, and nobody is made; the server says what to do."""
     machine.kms.mkdir(parents=True)
     (machine.kms / "kms.credentials").write_text("kept")
-    assert "its store is not" in machine.fails("serve", "--listen", "127.0.0.1:0")
+    process = subprocess.Popen(
+        [BIN / "alcove", "kms", "serve", "--listen", "127.0.0.1:0"],
+        cwd=machine.directory, env=machine.environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr
+    try:
+        assert "is of an earlier store" in process.stderr.readline()
+        assert process.stderr.readline().startswith("listening on ")
+    finally:
+        process.terminate()
+        assert process.wait(timeout=60) == 0
     assert (machine.kms / "kms.credentials").read_text() == "kept"
+    assert machine.out("user", "list") == ""
+
+
+def test_a_start_that_fails_makes_nobody(machine: Machine) -> None:
+    """The administrator is made when the server can serve, so that its first real start tells of it."""
+    assert "cannot use" in machine.fails("serve", "--tls-cert", "nope", "--tls-key", "nope")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "already in use" in machine.fails("serve", "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
+    assert not (machine.kms / "kms.credentials").exists()
+    with machine.serving() as url:
+        assert client(url, credentials(machine)).list_keys()["Keys"] == []
 
 
 def test_several_regions_of_one_server(machine: Machine) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alcove.cli import kms_audit, kms_policy, kms_root, kms_users, output
 from alcove.cli.kms_store import add_store_flags, guard, opened, root_place, store_path
 from alcove.cli.parsers import Commands, command
 from alcove.errors import UsageError
+
+if TYPE_CHECKING:
+    from alcove.kms.rootplace import RootPlace
 
 _REGION = re.compile(r"([a-z]+-){2,3}[0-9]{1,2}", re.ASCII)  # as the model has it
 
@@ -59,7 +63,6 @@ def add_commands(commands: Commands) -> None:
 def serve(arguments: argparse.Namespace) -> None:
     """Serve until a signal ends it."""
     from alcove.cli.attest_inputs import parse_roots  # noqa: PLC0415 - other commands do not need the KMS
-    from alcove.enclave.identity import region  # noqa: PLC0415
     from alcove.kms.server import ServeConfig  # noqa: PLC0415
     from alcove.kms.server import serve as serve_kms  # noqa: PLC0415
 
@@ -67,15 +70,12 @@ def serve(arguments: argparse.Namespace) -> None:
     host, _, port = arguments.listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"`{arguments.listen}` is no address", hint="use HOST:PORT, such as 127.0.0.1:4599")
-    regions = arguments.region or [region()]
-    for name in regions:
-        if not _REGION.fullmatch(name):
-            raise UsageError(f"`{name}` is no Region", hint="use a name such as eu-central-1")
+    regions = _regions(arguments)
     store = store_path(arguments.store)
-    made = None if store.exists() else _administrator(arguments, store)
+    place = root_place(arguments)
     config = ServeConfig(
         store=f"sqlite:///{store}",
-        root_key=root_place(arguments),
+        root_key=place,
         audit=store.with_suffix(".audit.jsonl"),
         roots=parse_roots(arguments.root),
         crls=tuple(arguments.crl or ()),
@@ -89,6 +89,7 @@ def serve(arguments: argparse.Namespace) -> None:
     )
 
     def ready(url: str) -> None:
+        made = _administrator(arguments, store, place, regions)
         output.say(f"listening on {url}")
         if made:
             output.say(f"made an administrator: export AWS_SHARED_CREDENTIALS_FILE={made}")
@@ -96,20 +97,29 @@ def serve(arguments: argparse.Namespace) -> None:
     serve_kms(config, ready=ready)
 
 
-def _administrator(arguments: argparse.Namespace, store: Path) -> Path:
-    """A new store with its first user; the file of mode 0600 that has the access key as AWS's tools read it."""
+def _regions(arguments: argparse.Namespace) -> list[str]:
+    from alcove.enclave.identity import region  # noqa: PLC0415 - other commands do not need it
+
+    regions: list[str] = arguments.region or [region()]
+    for name in regions:
+        if not _REGION.fullmatch(name):
+            raise UsageError(f"`{name}` is no Region", hint="use a name such as eu-central-1")
+    return regions
+
+
+def _administrator(arguments: argparse.Namespace, store: Path, place: RootPlace, regions: list[str]) -> Path | None:
+    """The first user of a store in which nothing is; the file of mode 0600 that has its key as AWS's tools read it."""
     from alcove.kms.rootplace import write_new  # noqa: PLC0415 - other commands do not need the KMS
     from alcove.kms.users import add_user  # noqa: PLC0415
 
     file = store.with_suffix(".credentials")
-    if file.exists():
-        raise UsageError(f"`{file}` is there, and its store is not", hint="move it away, or bring the store back")
-    with opened(arguments, create=True) as new:
+    with opened(arguments, place=place) as new:
+        if new.users() or new.roles() or any(new.keys(name, "", 1) for name in regions):
+            return None
+        if file.exists():
+            output.warn(f"{file} is of an earlier store; `alcove kms user add NAME --admin` makes a user of this one")
+            return None
         user = add_user(new, "admin", admin=True)
-    lines = (
-        "[default]",
-        f"aws_access_key_id = {user.access_key_id}",
-        f"aws_secret_access_key = {user.secret_access_key}",
-    )
-    write_new(file, "\n".join(lines) + "\n", "the credentials")
+    secret = f"aws_secret_access_key = {user.secret_access_key}"
+    write_new(file, f"[default]\naws_access_key_id = {user.access_key_id}\n{secret}\n", "the credentials")
     return file

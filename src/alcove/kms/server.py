@@ -137,7 +137,8 @@ def _tls(config: ServeConfig) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(config.tls_cert, config.tls_key)
     except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"cannot use {config.tls_cert} with {config.tls_key}: {error}") from error
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(f"cannot use {config.tls_cert} with {config.tls_key}: {reason}") from error
     return context
 
 
