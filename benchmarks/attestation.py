@@ -151,9 +151,9 @@ def _pem(der: bytes) -> bytes:
     return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM)
 
 
-def _hostile(subject: Subject) -> list[dict[str, object]]:
-    """What the worst inputs that we know cost before they are refused."""
-    fields = cbor.decode(cose.decode_sign1(subject.data).payload)
+def hostile_documents(document: bytes) -> dict[str, bytes]:
+    """The worst inputs that we know, made from a genuine document; the signatures are nobody's."""
+    fields = cbor.decode(cose.decode_sign1(document).payload)
     certificates: list[bytes] = fields["cabundle"]  # type: ignore[index]
     size = MAX_DOCUMENT - 200
     payloads = {
@@ -165,11 +165,14 @@ def _hostile(subject: Subject) -> list[dict[str, object]]:
         "twenty certificates": _encoded(fields, cabundle=(certificates * 5)[:20]),
         "a chain of ten, wrong at its end": _encoded(fields, cabundle=[certificates[0]] * 5 + certificates[:4]),
     }
-    rows = []
-    for name, payload in payloads.items():
-        data = cose.encode_sign1(cose.Sign1(cose.ES384_PROTECTED, payload, b"\1" * 96))
-        rows.append({"input": name, "bytes": len(data)} | _refusal(subject, data))
-    return rows
+    sign1s = {name: cose.Sign1(cose.ES384_PROTECTED, payload, b"\1" * 96) for name, payload in payloads.items()}
+    return {name: cose.encode_sign1(sign1) for name, sign1 in sign1s.items()}
+
+
+def _hostile(subject: Subject) -> list[dict[str, object]]:
+    """What they cost before they are refused."""
+    documents = hostile_documents(subject.data)
+    return [{"input": name, "bytes": len(data)} | _refusal(subject, data) for name, data in documents.items()]
 
 
 def _encoded(fields: object, **changes: object) -> bytes:

@@ -99,6 +99,7 @@ def _add_days(parser: argparse.ArgumentParser) -> None:
 def init(arguments: argparse.Namespace) -> None:
     """Make a root."""
     from alcove.attestation.authority import Authority  # noqa: PLC0415 - only these commands need it
+    from alcove.attestation.root_key import Kind  # noqa: PLC0415
 
     ca_keys.guard()
     directory = Paths.from_environment().authority
@@ -109,7 +110,10 @@ def init(arguments: argparse.Namespace) -> None:
     )
     output.text(authority.root.hex)
     output.say(f"root: {authority.root_path}")
-    output.say(f"key: {authority.store.key_place().kind}")
+    kind = authority.store.key_place().kind
+    output.say(f"key: {kind}")
+    if kind is Kind.PLAIN:
+        output.say("hint: a passphrase (--protect, --key-file) or a token (--pkcs11) keeps a root's key better")
 
 
 def show(arguments: argparse.Namespace) -> None:

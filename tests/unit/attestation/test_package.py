@@ -135,6 +135,12 @@ def test_the_bare_interpreter_is_bare(python: Path, place: Path) -> None:
     assert "No module named 'fcntl'" in run(python, place, "import fcntl").stderr
 
 
+def test_the_package_alone_requires_cryptography_alone() -> None:
+    """Everything else belongs to an extra, so that `pip install alcove` brings what a verifier needs."""
+    always = [line for line in importlib.metadata.requires("alcove") or () if "extra ==" not in line]
+    assert [line.partition(">=")[0] for line in always] == ["cryptography"]
+
+
 def test_the_public_names_are_there() -> None:
     """What `__all__` promises can be imported, and is sorted."""
     names = alcove.attestation.__all__
