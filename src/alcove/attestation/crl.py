@@ -93,7 +93,7 @@ class RevocationLists:
         """
         if any(len(file) > MAX_FILE for file in files):
             raise InputError(f"a revocation list has more than {MAX_FILE} bytes")
-        found = [entry for file in files for entry in (_PEM.findall(file) or [file])]
+        found = [entry for file in files for entry in _entries(file)]
         if len(found) > MAX_LISTS:
             raise InputError(f"{len(found)} revocation lists; {MAX_LISTS} are allowed")
         return cls([parse_list(entry) for entry in found])
@@ -133,6 +133,13 @@ class RevocationLists:
         if len(self._proven) < MAX_LISTS * 4:
             self._proven.add((index, authority.der))
         return True
+
+
+def _entries(file: bytes) -> list[bytes]:
+    blocks = _PEM.findall(file)
+    if blocks and b"-----" in _PEM.sub(b"", file):  # a block that lost its head or its end would revoke nothing
+        raise _no_list("a part of the file is damaged")
+    return blocks or [file]
 
 
 def parse_list(data: bytes) -> RevocationList:

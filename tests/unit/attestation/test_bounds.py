@@ -15,7 +15,7 @@ from alcove.attestation import AttestationError, ChainCache, NoDebugMode, Verifi
 from alcove.attestation.document import MAX_DOCUMENT
 
 NAMES = [*hostile_documents(make_world().document())]
-CALLS = 200_000  # of functions; two for each byte are the most that is needed
+CALLS = 8 * MAX_DOCUMENT  # of functions, a few for each byte
 MEMORY = 2 << 20  # bytes
 
 

@@ -119,6 +119,23 @@ def test_files_hold_one_list_or_many(world: World) -> None:
     lists.check(chain(world), NOW)
 
 
+def test_no_list_of_a_damaged_file_is_lost(world: World) -> None:
+    """A block whose first or last line is missing, cut or misspelt makes the file none; so does a cut in a block."""
+    pems = [
+        pki.issue_crl(issuer, [], number=3, now=NOW, life=DAY).public_bytes(Encoding.PEM)
+        for issuer in world.issuers[:3]
+    ]
+    lines = b"".join(pems).splitlines(keepends=True)
+    assert len(RevocationLists.from_files(b"".join(lines))) == 3
+    for at in (at for at, line in enumerate(lines) if line.startswith(b"-----")):
+        for damaged in (b"", lines[at][:-3] + b"\n", lines[at].replace(b"CRL", b"CRX")):
+            with pytest.raises(InputError):
+                RevocationLists.from_files(b"".join([*lines[:at], damaged, *lines[at + 1 :]]))
+    for end in range(len(pems[0]) + 10, len(pems[0] + pems[1]) - 3, 37):
+        with pytest.raises(InputError):
+            RevocationLists.from_files(b"".join(pems)[:end])
+
+
 def test_lists_of_another_kind_are_refused(world: World) -> None:
     """Version 1, no end, another digest, critical extensions, too much: an InputError before anything is judged."""
     issuer = world.issuers[0]
