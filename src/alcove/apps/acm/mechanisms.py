@@ -80,9 +80,9 @@ class Spec:
     @property
     def key_type(self) -> Ckk | None:
         """The keys that it takes; None for digests."""
-        if self.scheme is Scheme.DIGEST:
-            return None
-        return Ckk.EC if self.scheme is Scheme.ECDSA else Ckk.RSA
+        if self.scheme is Scheme.ECDSA:
+            return Ckk.EC
+        return None if self.scheme is Scheme.DIGEST else Ckk.RSA
 
     @property
     def sizes(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -93,12 +94,12 @@ class Signature:
             return self._sign_ec(private, *self._for_ec(value))
         if self._pss:
             digest, mask, salt = self._pss
-            return private.sign(value, _pss_padding(mask, salt), Prehashed(HASHES[digest]))
+            return private.sign(value, _pss_padding(mask, salt), _prehashed(digest))
         if self._spec.scheme is Scheme.RAW:
             return rsa_raw.private_operation(private, value, self._random)
         kind, hashed = self._for_pkcs1(value)
         if kind is not None:
-            return private.sign(hashed, padding.PKCS1v15(), Prehashed(HASHES[kind]))
+            return private.sign(hashed, padding.PKCS1v15(), _prehashed(kind))
         return rsa_raw.private_operation(private, rsa_raw.block_type_1(value, self.length), self._random)
 
     def verify(self, signature: bytes, data: bytes = b"") -> None:
@@ -120,10 +121,10 @@ class Signature:
             half = self._key.bytes
             encoded = encode_dss_signature(int.from_bytes(signature[:half]), int.from_bytes(signature[half:]))
             kind, hashed = self._for_ec(value)
-            public.verify(encoded, hashed, ec.ECDSA(Prehashed(HASHES[kind])))
+            public.verify(encoded, hashed, _ecdsa(kind))
         elif self._pss:
             digest, mask, salt = self._pss
-            public.verify(signature, value, _pss_padding(mask, salt), Prehashed(HASHES[digest]))
+            public.verify(signature, value, _pss_padding(mask, salt), _prehashed(digest))
         else:
             self._verify_block(public, signature, value)
 
@@ -178,7 +179,7 @@ class Signature:
         return kind, value
 
     def _sign_ec(self, private: ec.EllipticCurvePrivateKey, kind: Ckm, hashed: bytes) -> bytes:
-        r, s = decode_dss_signature(private.sign(hashed, ec.ECDSA(Prehashed(HASHES[kind]))))
+        r, s = decode_dss_signature(private.sign(hashed, _ecdsa(kind)))
         return r.to_bytes(self._key.bytes) + s.to_bytes(self._key.bytes)
 
 
@@ -230,6 +231,16 @@ class Encryption:
             return private.decrypt(data, self._padding)
         except (ValueError, Refused):
             raise Refused(Ckr.ENCRYPTED_DATA_INVALID) from None
+
+
+@cache
+def _prehashed(kind: Ckm) -> Prehashed:
+    return Prehashed(HASHES[kind])
+
+
+@cache
+def _ecdsa(kind: Ckm) -> ec.ECDSA:
+    return ec.ECDSA(_prehashed(kind))
 
 
 def _pss_padding(mask: Ckm, salt_length: int) -> padding.PSS:

@@ -13,6 +13,7 @@ from alcove.apps.acm.token import Token
 from alcove.apps.acm.values import Attribute, Mechanism, Size
 
 MAX_FOUND: Final = 1024  # handles in one answer
+_ENCRYPTING: Final = (Scheme.PKCS1, Scheme.RAW, Scheme.OAEP)
 Answer = bytes | Size
 _T = TypeVar("_T")
 
@@ -175,10 +176,10 @@ class Session:
             raise Refused(Ckr.KEY_HANDLE_INVALID)
         if found.private and not self.logged_in:
             raise Refused(Ckr.USER_NOT_LOGGED_IN)
-        if use in {Cka.SIGN, Cka.VERIFY}:
-            fits = spec.scheme not in {Scheme.DIGEST, Scheme.OAEP}
+        if use is Cka.SIGN or use is Cka.VERIFY:
+            fits = spec.scheme is not Scheme.DIGEST and spec.scheme is not Scheme.OAEP
         else:
-            fits = spec.hash is None and spec.scheme in {Scheme.PKCS1, Scheme.RAW, Scheme.OAEP}
+            fits = spec.hash is None and spec.scheme in _ENCRYPTING
         if not fits:
             raise Refused(Ckr.MECHANISM_INVALID)
         if spec.key_type is not found.key.type:

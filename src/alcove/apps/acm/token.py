@@ -64,6 +64,7 @@ class Token:
         rate: How often its keys may be used.
         uses: How often they were.
         removed: It is gone for sessions that are open, too.
+        specs: The mechanisms that it offers.
     """
 
     label: str
@@ -74,11 +75,10 @@ class Token:
     rate: Rate
     uses: int = 0
     removed: bool = False
+    specs: dict[int, Spec] = field(init=False, repr=False)
 
-    @property
-    def specs(self) -> dict[int, Spec]:
-        """The mechanisms that it offers."""
-        return SPECS[self.profile]
+    def __post_init__(self) -> None:
+        self.specs = SPECS[self.profile]
 
     def accepts(self, pin: bytes | None) -> bool:
         """Whether that is the PIN; takes the same time whatever is wrong with it."""

@@ -43,11 +43,19 @@ class Reader:
 
     def u32(self) -> int:
         """Four bytes, big-endian."""
-        return int.from_bytes(self.take(4))
+        return self._number(_U32)
 
     def u64(self) -> int:
         """Eight bytes, big-endian."""
-        return int.from_bytes(self.take(8))
+        return self._number(_U64)
+
+    def _number(self, form: struct.Struct) -> int:
+        try:
+            number: int = form.unpack_from(self._data, self.at)[0]
+        except struct.error:
+            raise ProtocolError(f"the message ends inside a number (at offset {self.at})") from None
+        self.at += form.size
+        return number
 
     def octets(self) -> bytes | None:
         """A length and as many bytes; None is a NULL pointer."""
