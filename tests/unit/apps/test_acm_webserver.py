@@ -1,0 +1,151 @@
+"""A real nginx takes up a change without a connection lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from tests.unit.apps.acm_device import certificate, ec_key, rsa_key
+from tests.unit.apps.acm_kms import pem
+
+from alcove.apps.acm import webserver
+from alcove.apps.acm.keypair import KeyPair
+from alcove.apps.acm.settings import OptionSettings
+from alcove.errors import MachineError
+
+PEERS = Path(__file__).parents[3] / ".peers" / "usr" / "sbin" / "nginx"
+NGINX = shutil.which("nginx", path="/usr/sbin") or (str(PEERS) if PEERS.exists() else None)
+PATIENCE = 60.0
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NGINX is None, reason="`scripts/setup --tests` has not been run"),
+]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class Nginx:
+    """nginx in the background, with a key in a file."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.put(ec_key())
+        (directory / "index.html").write_text("hello")
+        temporary = "".join(
+            f"{name}_temp_path {directory}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        user = "user root;" if os.getuid() == 0 else ""
+        (directory / "nginx.conf").write_text(
+            f"{user} worker_processes 2; pid {directory}/nginx.pid; error_log {directory}/error.log;"
+            f" lock_file {directory}/lock; events {{ }}\n"
+            f"http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{self.port} ssl;"
+            f" ssl_certificate {directory}/chain.pem; ssl_certificate_key {directory}/key.pem; root {directory}; }} }}"
+        )
+        subprocess.run([str(NGINX), "-c", directory / "nginx.conf"], check=True, capture_output=True, timeout=60)
+        eventually(lambda: self.pid is not None)
+
+    @property
+    def pid(self) -> int | None:
+        """The master's."""
+        return webserver.running(self.directory / "nginx.pid")
+
+    @property
+    def options(self) -> OptionSettings:
+        """What the agent has."""
+        place = self.directory
+        return OptionSettings("nginx", 0, 600, (), place / "nginx.pid", place, place, None)
+
+    def put(self, key: KeyPair) -> None:
+        """Key and certificate for the next start."""
+        (self.directory / "key.pem").write_bytes(pem(key))
+        (self.directory / "chain.pem").write_bytes(certificate(key).public_bytes(Encoding.PEM))
+
+    def get(self) -> bytes:
+        """The server's certificate, after a whole page over a new connection."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with (
+            socket.create_connection(("127.0.0.1", self.port), PATIENCE) as plain,
+            context.wrap_socket(plain) as secure,
+        ):
+            secure.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            text = b""
+            while chunk := secure.recv(4096):
+                text += chunk
+            assert text.endswith(b"hello")
+            return secure.getpeercert(binary_form=True) or b""
+
+    def end(self) -> None:
+        """The master, and one that is still finishing."""
+        for name in ("nginx.pid", "nginx.pid.oldbin"):
+            pid = webserver.running(self.directory / name)
+            if pid is not None:
+                os.kill(pid, signal.SIGTERM)
+        eventually(lambda: not (self.directory / "nginx.pid").exists())
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Iterator[Nginx]:
+    made = Nginx(tmp_path)
+    yield made
+    made.end()
+
+
+def test_changes_under_load_lose_no_connection(nginx: Nginx) -> None:
+    """Twice another key while clients come without a pause: each gets a whole page, and the last certificate serves."""
+    first, stop, failures, seen = nginx.pid, threading.Event(), list[str](), list[bytes]()
+
+    def load() -> None:
+        while not stop.is_set():
+            try:
+                seen.append(nginx.get())
+            except (OSError, AssertionError) as error:
+                failures.append(repr(error))
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(lambda: len(seen) > 5)
+        for key in (rsa_key(), ec_key()):
+            nginx.put(key)
+            assert webserver.apply(nginx.options) == f"nginx went on as process {nginx.pid}"
+            before = len(seen)
+            eventually(lambda before=before: len(seen) > before + 5)  # type: ignore[misc]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert len(set(seen)) == 3
+    assert nginx.pid != first
+
+
+def test_a_configuration_that_is_wrong_changes_nothing(nginx: Nginx, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new master does not come up: that is told, and the old one serves on."""
+    monkeypatch.setattr(webserver, "UPGRADE_SECONDS", 1.0)
+    before, first = nginx.get(), nginx.pid
+    (nginx.directory / "key.pem").write_text("no key")
+    with pytest.raises(MachineError, match="did not take up the change, and goes on as before"):
+        webserver.apply(nginx.options)
+    assert nginx.get() == before
+    eventually(lambda: nginx.pid == first)  # nginx puts its pid file back
