@@ -230,8 +230,8 @@ class AnyOf:
     def __post_init__(self) -> None:
         """Raises ValueError for an empty list, and for a choice that would make the others meaningless."""
         object.__setattr__(self, "policies", _not_empty(self.policies))
-        if any(isinstance(policy, UnsafeAcceptDebugMode) for policy in self.policies):
-            raise ValueError("UnsafeAcceptDebugMode in an AnyOf would accept everything; put it beside it, in an AllOf")
+        if any(_pins_nothing(policy) for policy in self.policies):
+            raise ValueError("a choice that pins nothing would accept everything; put UnsafeAcceptDebugMode beside it")
 
     def check(self, document: AttestationDocument, *, allow_debug: bool = False) -> None:
         """Refuse what all of them refuse."""
@@ -254,6 +254,12 @@ def extended(data: bytes) -> bytes:
 def _check_field(name: str, found: bytes | None, expected: bytes) -> None:
     if found is None or not hmac.compare_digest(found, expected):
         raise PolicyError(f"{name} is not the expected one", step=STEP)
+
+
+def _pins_nothing(policy: Policy) -> bool:
+    if isinstance(policy, AllOf):
+        return all(_pins_nothing(each) for each in policy.policies)
+    return isinstance(policy, UnsafeAcceptDebugMode | GenuineOnly)
 
 
 def _not_empty(policies: Sequence[Policy]) -> tuple[Policy, ...]:

@@ -119,9 +119,10 @@ def test_a_register_that_cannot_be_is_a_mistake(index: int, size: int) -> None:
 
 
 def test_debug_mode_is_no_alternative() -> None:
-    """In a list of alternatives it would accept everything: it is a mistake there."""
-    with pytest.raises(ValueError, match="accept everything"):
-        AnyOf([PCR(0, ONE), UnsafeAcceptDebugMode()])
+    """In a list of alternatives it would accept everything: it is a mistake there, however deep it hides."""
+    for nothing in (UnsafeAcceptDebugMode(), GenuineOnly(), AllOf([AllOf([UnsafeAcceptDebugMode()]), GenuineOnly()])):
+        with pytest.raises(ValueError, match="accept everything"):
+            AnyOf([PCR(0, ONE), nothing])
 
 
 def test_a_policy_does_not_change_with_the_list_it_was_made_of() -> None:
