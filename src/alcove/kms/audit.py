@@ -17,6 +17,7 @@ from alcove.errors import MachineError, UsageError
 
 GENESIS: Final = "0" * 64
 MAX_LINE: Final = 1 << 20
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True)
 
 
 class AuditLog:
@@ -108,7 +109,7 @@ def _write_all(file: int, line: bytes) -> None:
 def chained(record: Mapping[str, Any], sequence: int, previous: str) -> bytes:
     """The line of a record: the record, its number, and the SHA-256 of the line before."""
     full = {**record, "chain": {"sequence": sequence, "previous": previous}}
-    return json.dumps(full, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+    return _ENCODER.encode(full).encode() + b"\n"
 
 
 def digest(line: bytes) -> str:

@@ -23,11 +23,14 @@ from alcove.kms.grants import SELF, grants_of, may_retire
 from alcove.kms.keys import Key
 from alcove.kms.policy.document import parse_policy
 from alcove.kms.policy.evaluate import Access, Decision, Why, evaluate
+from alcove.kms.policy.text import Value
 from alcove.kms.upkeep import unused_days
 
 MAX_ALIASES: Final = 50
 _ALIAS_OPERATIONS: Final = frozenset({"CreateAlias", "DeleteAlias", "UpdateAlias"})
 _TRAILING: Final = frozenset({"DisableKey", "ScheduleKeyDeletion"})
+_CHECKED: Final = frozenset({"EncryptionContext"})  # making the context refuses what is wrong in these
+_CONTEXTUAL: Final = frozenset({"CreateGrant", "RetireGrant"})  # likewise
 _DENIES: Final = frozenset({Why.KEY_POLICY_DENIES, Why.IDENTITY_DENIES})
 
 
@@ -102,12 +105,17 @@ def _in(tools: Tools, region: str) -> Tools:
 def _decide(tools: Tools, demand: Demand) -> tuple[Access, Decision]:
     call, key = demand.call, demand.call.key
     arn = demand.resource or (tools.realm.key_arn(key.key_id) if key else None)
-    hidden = identity_context(call, lambda: _aliases(tools, key))
-    context = request_context(call, tools.realm)
-    if key and call.operation in _TRAILING:
+    policy = parse_policy(key.policy) if key else None
+    reads = any(document.reads for document in (policy, *call.identity.policies) if document)
+    context: dict[str, Value] = {}
+    hidden: dict[str, Value] = {}
+    if reads or not _CHECKED.isdisjoint(call.params) or call.operation in _CONTEXTUAL:
+        hidden = identity_context(call, lambda: _aliases(tools, key))
+        context = request_context(call, tools.realm)
+    if key and reads and call.operation in _TRAILING:
         context["kms:trailingdayswithoutkeyusage"] = str(unused_days(tools, key, call.now.timestamp()))
     access = Access(call.identity.caller, f"kms:{call.operation}", arn, context, identity_context=hidden)
-    decision = evaluate(access, parse_policy(key.policy) if key else None, call.identity.policies)
+    decision = tools.decisions.decide(access, policy, call.identity.policies)
     if call.operation == "RetireGrant":
         return access, _retiring(tools, call, access, decision)
     if not decision.allowed and decision.why not in _DENIES and key:

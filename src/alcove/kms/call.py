@@ -12,6 +12,7 @@ from typing import Any
 
 from alcove.kms.attest import Recipient
 from alcove.kms.keys import Key, Realm
+from alcove.kms.policy.decisions import Decisions
 from alcove.kms.policy.document import PolicyDocument
 from alcove.kms.policy.principals import Caller
 from alcove.kms.store import Alias, Grant, KeyStore
@@ -55,6 +56,7 @@ class Tools:
     random: Callable[[int], bytes]
     regions: tuple[str, ...] = ()
     usages: Usages = field(default_factory=Usages)
+    decisions: Decisions = field(default_factory=Decisions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +103,10 @@ class Call:
     def seconds(self) -> float:
         """The time of the call, seconds since the epoch, to the millisecond as answers have it."""
         return round(self.now.timestamp(), 3)
+
+
+def new_id(random: Callable[[int], bytes]) -> str:
+    """A random UUID (RFC 9562 version 4) as text."""
+    digits = random(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"

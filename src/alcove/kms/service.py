@@ -18,7 +18,6 @@ Steps 2 to 7 of an operation that writes are one transaction: what it decided on
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -29,7 +28,7 @@ from alcove.attestation.verify import ChainCache, Root
 from alcove.errors import AlcoveError
 from alcove.kms.attest import Recipient, check_recipient, header_recipient
 from alcove.kms.authorize import authorize
-from alcove.kms.call import Answer, Call, Peer, Tools
+from alcove.kms.call import Answer, Call, Peer, Tools, new_id
 from alcove.kms.claim import SignedRequest, region_of
 from alcove.kms.credentials import identify
 from alcove.kms.errors import KmsError, unsupported
@@ -73,7 +72,7 @@ class Service:
         self._clock = clock
         self._crls = crls
         self._chains = ChainCache()
-        names = tools.regions or (tools.realm.region,)
+        self._names = names = tools.regions or (tools.realm.region,)
         self._regions = {name: replace(tools, realm=replace(tools.realm, region=name), regions=names) for name in names}
 
     def handle(self, request: SignedRequest, peer: Peer, made: bytes | None = None) -> Answer:
@@ -88,7 +87,7 @@ class Service:
             KeyPending: The request is allowed and needs a key pair that takes long to make. Nothing has been done or
                 recorded yet: the caller makes it, without holding up others, and hands in the request again.
         """
-        request_id = str(uuid.UUID(bytes=self._tools.random(16), version=4))
+        request_id = new_id(self._tools.random)
         try:
             return Answer(200, self._handle(request, peer, request_id, made), request_id)
         except KeyPending:
@@ -101,10 +100,10 @@ class Service:
 
     def _handle(self, request: SignedRequest, peer: Peer, request_id: str, made: bytes | None) -> bytes:
         now = self._clock()
-        identity = identify(request, self._tools, now=now, service="kms", regions=tuple(self._regions))
+        identity = identify(request, self._tools, now=now, service="kms", regions=self._names)
         tools = self._regions[region_of(request)]
         target = request.value("x-amz-target") or ""
-        event_id = str(uuid.UUID(bytes=self._tools.random(16), version=4))
+        event_id = new_id(self._tools.random)
         trail = Trail(request_id, event_id, now, peer, identity, target.rpartition(".")[2][:128])
         try:
             trail.answer = self._perform(tools, request, target, trail, made)

@@ -10,14 +10,13 @@ ids) is refused: ignoring it would widen what the credentials can do.
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
-from alcove.kms.call import Answer, Call, Peer, Tools
+from alcove.kms.call import Answer, Call, Peer, Tools, new_id
 from alcove.kms.claim import SignedRequest
 from alcove.kms.context import request_context
 from alcove.kms.credentials import identify
@@ -66,7 +65,7 @@ class Sts:
 
     def handle(self, request: SignedRequest, peer: Peer) -> Answer:
         """The answer to a request; errors become answers here."""
-        request_id = str(uuid.UUID(bytes=self._tools.random(16), version=4))
+        request_id = new_id(self._tools.random)
         try:
             body = self._handle(request, peer, request_id)
         except KmsError as error:
@@ -79,7 +78,7 @@ class Sts:
         now, realm = self._clock(), self._tools.realm
         regions = tuple(dict.fromkeys((realm.region, GLOBAL_REGION)))
         identity = identify(request, self._tools, now=now, service="sts", regions=regions)
-        event_id = str(uuid.UUID(bytes=self._tools.random(16), version=4))
+        event_id = new_id(self._tools.random)
         trail = Trail(request_id, event_id, now, peer, identity, "", source="sts.amazonaws.com")
         try:
             form = _form(request)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import enum
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from alcove.kms.errors import KmsError
 from alcove.kms.policy.conditions import Condition, Quantifier, parse_condition
 from alcove.kms.policy.principals import Principal, parse_principals
+from alcove.kms.policy.text import variables_of
 
 MAX_POLICY_BYTES: Final = 32_768  # §8.6, the service's quota
 VARIABLES_VERSION: Final = "2012-10-17"
@@ -65,11 +66,24 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class PolicyDocument:
-    """A parsed policy; `variables` says whether its version has policy variables."""
+    """A parsed policy; `variables` says whether its version has policy variables.
+
+    Attributes:
+        reads: The condition keys, in lower case, whose values can make a difference to it.
+    """
 
     kind: PolicyKind
     variables: bool
     statements: tuple[Statement, ...]
+    reads: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        conditions = [condition for statement in self.statements for condition in statement.conditions]
+        texts = [value for condition in conditions for value in condition.values]
+        texts += [value for statement in self.statements for value in statement.resources.values or ()]
+        names = {condition.key.lower() for condition in conditions}
+        names |= {name for text in texts for name in variables_of(text)} if self.variables else set()
+        object.__setattr__(self, "reads", tuple(sorted(names)))
 
 
 def malformed(message: str) -> KmsError:

@@ -55,6 +55,11 @@ def expand(text: str, context: Context | None, *, wild: bool) -> Pattern | None:
     return (*tokens, *_tokens(text[place:], wild=wild))
 
 
+def variables_of(text: str) -> list[str]:
+    """The condition keys, in lower case, that a policy value's variables look up."""
+    return [match[2].strip().lower() for match in _VARIABLE.finditer(text) if match[2]]
+
+
 def matches(pattern: Sequence[str | Wild], text: str) -> bool:
     """Whether the pattern covers the whole text; time is at most the product of the lengths."""
     at = place = 0
