@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alcove.cli import kms_audit, kms_policy, kms_root, kms_users, output
-from alcove.cli.kms_store import add_store_flags, guard, opened, root_place, store_path
+from alcove.cli.kms_store import add_store_flags, guard, opened, root_place, store_path, store_url
 from alcove.cli.parsers import Commands, command
 from alcove.errors import UsageError
 
@@ -74,7 +74,7 @@ def serve(arguments: argparse.Namespace) -> None:
     store = store_path(arguments.store)
     place = root_place(arguments)
     config = ServeConfig(
-        store=f"sqlite:///{store}",
+        store=store_url(arguments.store),
         root_key=place,
         audit=store.with_suffix(".audit.jsonl"),
         roots=parse_roots(arguments.root),

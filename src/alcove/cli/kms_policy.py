@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from alcove.kms.call import Tools
     from alcove.kms.inquiry import Findings
     from alcove.kms.policy.lint import Finding
-    from alcove.kms.sqlite_store import SqliteStore
+    from alcove.kms.stores import Store
 
 DIFFERENT = 2  # exit status of an error, where 1 is an answer
 _ACCOUNT = re.compile(r"[0-9]{12}", re.ASCII)
@@ -136,7 +136,7 @@ def _policy_text(arguments: argparse.Namespace) -> tuple[str, list[Finding]]:
         return _policy_of(store, name)
 
 
-def _policy_of(store: SqliteStore, name: str) -> tuple[str, list[Finding]]:
+def _policy_of(store: Store, name: str) -> tuple[str, list[Finding]]:
     from alcove.kms.inquiry import key_of  # noqa: PLC0415 - other commands do not need the KMS
     from alcove.kms.policy.lint import Finding  # noqa: PLC0415
 
@@ -174,7 +174,7 @@ def explain(arguments: argparse.Namespace) -> int:
     return 0 if findings.decision.allowed else 1
 
 
-def _tools(store: SqliteStore, region: str | None) -> Tools:
+def _tools(store: Store, region: str | None) -> Tools:
     from alcove.enclave.identity import region as own_region  # noqa: PLC0415 - other commands do not need the KMS
     from alcove.kms.call import Tools  # noqa: PLC0415
     from alcove.kms.keys import Realm  # noqa: PLC0415

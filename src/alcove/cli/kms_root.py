@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from alcove.cli import output
-from alcove.cli.kms_store import add_store_flags, existing, guard, opened, passphrase, root_place, store_path
+from alcove.cli.kms_store import (
+    add_store_flags,
+    existing,
+    guard,
+    opened,
+    passphrase,
+    root_place,
+    store_file,
+    store_path,
+)
 from alcove.cli.parsers import Commands, command
 from alcove.errors import UsageError
 
@@ -145,7 +154,7 @@ def backup(arguments: argparse.Namespace) -> None:
     """Copy the store."""
     from alcove.kms.backup import back_up  # noqa: PLC0415 - other commands do not need the KMS
 
-    _show(arguments, back_up(existing(store_path(arguments.store)), arguments.file, datetime.now(UTC)))
+    _show(arguments, back_up(existing(store_file(arguments.store)), arguments.file, datetime.now(UTC)))
 
 
 def restore(arguments: argparse.Namespace) -> None:
@@ -160,7 +169,7 @@ def restore(arguments: argparse.Namespace) -> None:
             f"{place.name} is not the root key of this backup",
             hint=f"the backup needs the root key {manifest.fingerprint}",
         )
-    manifest = copies.restore(arguments.file, store_path(arguments.store))
+    manifest = copies.restore(arguments.file, store_file(arguments.store))
     if not place.exists:
         output.warn(f"the store needs the root key {manifest.fingerprint}, and {place.path} is not there")
     _show(arguments, manifest)

@@ -16,7 +16,7 @@ from alcove.errors import UsageError
 
 if TYPE_CHECKING:
     from alcove.kms.rootplace import RootPlace
-    from alcove.kms.sqlite_store import SqliteStore
+    from alcove.kms.stores import Store
 
 PASSPHRASE: Final = "ALCOVE_KMS_PASSPHRASE"  # noqa: S105 - a variable's name
 PASSPHRASE_FILE: Final = "ALCOVE_KMS_PASSPHRASE_FILE"  # noqa: S105 - a variable's name
@@ -30,7 +30,9 @@ module-path= or ALCOVE_PKCS11_MODULE."""
 def add_store_flags(parser: argparse.ArgumentParser) -> None:
     """Add --store and --passphrase-file."""
     group = parser.add_argument_group("the store", _ROOT_KEY)
-    group.add_argument("--store", metavar="URL", help="sqlite:///PATH; default: in the state directory")
+    group.add_argument(
+        "--store", metavar="URL", help="sqlite:///PATH or postgresql://…; default: in the state directory"
+    )
     group.add_argument("--passphrase-file", type=Path, metavar="FILE", help="its first line opens the root key")
 
 
@@ -41,13 +43,36 @@ def guard() -> None:
     forbid_core_dumps()
 
 
+def store_url(text: str | None) -> str:
+    """The URL of a store."""
+    return text if text is not None and is_postgres(text) else f"sqlite:///{store_path(text)}"
+
+
 def store_path(text: str | None) -> Path:
-    """The file of a store."""
+    """The file of a store, beside which its others are; that of a PostgreSQL store is in the database instead."""
+    folder = Paths.from_environment().state / "kms"
     if text is None:
-        return Paths.from_environment().state / "kms" / "kms.sqlite"
+        return folder / "kms.sqlite"
+    if is_postgres(text):
+        return folder / "postgresql.store"
     if text.startswith("sqlite:///") and len(text) > len("sqlite:///"):
         return Path(text.removeprefix("sqlite:///")).absolute()
-    raise UsageError(f"`{text}` is no store", hint="use sqlite:///PATH; an absolute path has four slashes")
+    raise UsageError(
+        f"`{text}` is no store", hint="use sqlite:///PATH, an absolute path has four slashes; or postgresql://HOST/NAME"
+    )
+
+
+def is_postgres(text: str) -> bool:
+    """Whether a store is in a PostgreSQL database."""
+    return text.startswith(("postgresql://", "postgres://"))
+
+
+def store_file(text: str | None) -> Path:
+    """The file of a SQLite store; UsageError for another one."""
+    if text is not None and is_postgres(text):
+        hint = "use pg_dump and pg_restore, and keep the root key"
+        raise UsageError("a PostgreSQL store is backed up with PostgreSQL's own tools", hint=hint)
+    return store_path(text)
 
 
 def root_file(store: Path) -> Path:
@@ -66,7 +91,7 @@ def root_place(arguments: argparse.Namespace) -> RootPlace:
 @contextlib.contextmanager
 def opened(
     arguments: argparse.Namespace, *, create: bool = False, exclusive: bool = False, place: RootPlace | None = None
-) -> Iterator[SqliteStore]:
+) -> Iterator[Store]:
     """The store that the arguments name, open until the block ends.
 
     Args:
@@ -75,15 +100,15 @@ def opened(
         exclusive: Whether nobody else may have it open.
         place: Where its root key is, when that is known already.
     """
-    from alcove.kms.sqlite_store import open_store  # noqa: PLC0415 - other commands do not need the KMS
+    from alcove.kms.stores import open_store  # noqa: PLC0415 - other commands do not need the KMS
 
     guard()
-    path = store_path(arguments.store)
-    if not create:
-        existing(path)
-    with contextlib.closing(
-        open_store(f"sqlite:///{path}", place or root_place(arguments), exclusive=exclusive)
-    ) as store:
+    place, url = place or root_place(arguments), store_url(arguments.store)
+    if not create and is_postgres(url) and not place.exists:
+        raise UsageError(f"there is no root key {place.name}", hint="bring it from the server that made the store")
+    if not create and not is_postgres(url):
+        existing(store_path(arguments.store))
+    with contextlib.closing(open_store(url, place, exclusive=exclusive)) as store:
         yield store
 
 

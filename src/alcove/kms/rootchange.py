@@ -9,7 +9,7 @@ from alcove.errors import UsageError
 from alcove.kms import rootfile
 from alcove.kms.rootkey import RootKey
 from alcove.kms.rootplace import VARIABLE, RootPlace, write_new
-from alcove.kms.sqlite_store import SqliteStore
+from alcove.kms.stores import Store
 
 Protection = Callable[[RootKey], str]
 """What makes the text of a root key's file."""
@@ -37,7 +37,7 @@ def protect(place: RootPlace, protection: Protection) -> str:
     return root.fingerprint
 
 
-def rotate(store: SqliteStore, place: RootPlace, protection: Protection | None) -> tuple[str, Path]:
+def rotate(store: Store, place: RootPlace, protection: Protection | None) -> tuple[str, Path]:
     """Another root key, under which the whole store is wrapped anew.
 
     Args:

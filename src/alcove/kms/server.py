@@ -30,7 +30,7 @@ from alcove.kms.list_files import ListFiles
 from alcove.kms.model import kms_model
 from alcove.kms.rootplace import RootPlace
 from alcove.kms.service import Service
-from alcove.kms.sqlite_store import SqliteStore, open_store
+from alcove.kms.stores import Store, open_store
 from alcove.kms.sts import Sts
 from alcove.kms.upkeep import housekeeping
 
@@ -47,7 +47,7 @@ class ServeConfig:
     """What a KMS process needs.
 
     Attributes:
-        store: ``sqlite:///path``.
+        store: ``sqlite:///path`` or ``postgresql://…``.
         root_key: Where the root key is; it is made on the first start.
         audit: File of the audit log.
         roots: Attestation roots that are trusted.
@@ -116,7 +116,7 @@ def serve(
         tools.usages.save(tools.store)
 
 
-def _tools(config: ServeConfig, store: SqliteStore) -> Tools:
+def _tools(config: ServeConfig, store: Store) -> Tools:
     regions = tuple(dict.fromkeys((config.region, *config.more_regions)))
     return Tools(store, Realm(store.account, config.region), secrets.token_bytes, regions)
 
