@@ -6,6 +6,7 @@ import contextlib
 import json
 import queue
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from alcove.attestation.verify import Root
+from alcove.kms.postgres_store import BOUND
 from alcove.kms.server import ServeConfig, serve
-from alcove.kms.sqlite_store import open_store
+from alcove.kms.stores import is_postgres, open_store
 from alcove.kms.users import NewUser, add_user
 
 ACCOUNT = "111122223333"
@@ -43,6 +45,11 @@ class RunningKms:
     def app(self) -> Any:
         """boto3 as the application's user."""
         return client(self.url, self.app_user)
+
+    def settle(self) -> None:
+        """Waits for as long as the server may remember what another process has changed: on PostgreSQL, a moment."""
+        if is_postgres(self.config.store):
+            time.sleep(BOUND)
 
     def records(self) -> list[dict[str, Any]]:
         """The audit log."""

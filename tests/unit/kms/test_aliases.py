@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, config, refused, running
 
 ARN = f"arn:aws:kms:us-east-1:{ACCOUNT}:"
 
 
 @pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningKms]:
-    with running(config(tmp_path_factory.mktemp("kms"))) as service:
+def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
+    directory = tmp_path_factory.mktemp("kms")
+    with running(config(directory, store=new_store(directory))) as service:
         yield service
 
 

@@ -26,20 +26,22 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
+from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, client, config, refused, running
 
 from alcove.errors import AlcoveError, MachineError, UsageError
 from alcove.kms.audit import AuditLog, verify_log
 from alcove.kms.server import serve
-from alcove.kms.sqlite_store import open_store
+from alcove.kms.stores import open_store
 from alcove.kms.users import add_user, list_users, remove_user
 
 ADMIN_ACTIONS = ["kms:PutKeyPolicy", "kms:GetKeyPolicy", "kms:DescribeKey", "kms:Encrypt"]
 
 
 @pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningKms]:
-    with running(config(tmp_path_factory.mktemp("kms"))) as service:
+def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
+    directory = tmp_path_factory.mktemp("kms")
+    with running(config(directory, store=new_store(directory))) as service:
         yield service
 
 

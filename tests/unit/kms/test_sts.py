@@ -15,20 +15,22 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.server_harness import ACCOUNT, RunningKms, config, refused, running
 
 from alcove.kms import users
 from alcove.kms.audit import verify_log
 from alcove.kms.sessions import Sealer, Session
-from alcove.kms.sqlite_store import open_store
+from alcove.kms.stores import open_store
 from alcove.kms.users import NewUser
 
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/deploy"
 
 
 @pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningKms]:
-    with running(config(tmp_path_factory.mktemp("sts"))) as service:
+def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
+    directory = tmp_path_factory.mktemp("sts")
+    with running(config(directory, store=new_store(directory))) as service:
         with contextlib.closing(open_store(service.config.store, service.config.root_key)) as store:
             users.add_role(store, "deploy", ["app0"], admin=True)
         yield service
@@ -137,17 +139,19 @@ def test_only_trusted_users_take_a_role_on(kms: RunningKms) -> None:
 
 
 def test_a_deny_stops_the_trusted(kms: RunningKms) -> None:
-    """An identity policy that denies sts:AssumeRole ends it, and its removal is felt at once."""
+    """An identity policy that denies sts:AssumeRole ends it, and its removal is felt."""
     deny = {
         "Version": "2012-10-17",
         "Statement": [{"Effect": "Deny", "Action": "sts:AssumeRole", "Resource": "*"}],
     }
     with contextlib.closing(open_store(kms.config.store, kms.config.root_key)) as store:
         users.set_user_policies(store, "app0", admin=False, policies=[json.dumps(deny)])
+        kms.settle()
         with pytest.raises(ClientError) as caught:
             assumed(kms, "sts")
         assert code(caught) == ("AccessDenied", 403)
         users.set_user_policies(store, "app0", admin=False, policies=[])
+    kms.settle()
     assumed(kms, "sts").get_caller_identity()
 
 
@@ -226,6 +230,7 @@ def test_a_session_ends_with_its_role(kms: RunningKms) -> None:
         sts(kms.url, user, found["SessionToken"]).get_caller_identity()
         users.remove_role(store, "short")
         users.add_role(store, "short", ["app0"], admin=True)
+    kms.settle()
     with pytest.raises(ClientError) as caught:
         sts(kms.url, user, found["SessionToken"]).get_caller_identity()
     assert code(caught) == ("InvalidClientTokenId", 403)
