@@ -79,9 +79,9 @@ class Authority:
         return cls(Store(directory), passphrase)
 
     @classmethod
-    def open(cls, directory: Path) -> Authority:
-        """The root in `directory`, made when there is none; errors as in `load`."""
-        with locked(directory):
+    def open(cls, directory: Path, *, wait: bool = True) -> Authority:
+        """The root in `directory`, made when there is none; errors as in `load`, and as in `files.locked`."""
+        with locked(directory, wait=wait):
             if not (store := Store(directory)).root_path.exists():
                 _make_root(store, NewKey(), None, pki.ROOT_YEARS, datetime.now(UTC))
             _finish_switch(store)
@@ -190,7 +190,13 @@ class Authority:
             yield Issuer(self.certificate, key)
 
     def parent_identity(
-        self, instance_id: str, region: str, now: datetime, *, renew: frozenset[Level] = frozenset()
+        self,
+        instance_id: str,
+        region: str,
+        now: datetime,
+        *,
+        renew: frozenset[Level] = frozenset(),
+        wait: bool = True,
     ) -> ParentIdentity:
         """The chain down to a parent, renewed where it is near its end.
 
@@ -199,13 +205,14 @@ class Authority:
             region: The Region in the names.
             now: The time, aware.
             renew: What is renewed however long it lasts, or not at all.
+            wait: Whether to wait while another command has the directory.
 
         Raises:
             UsageError: The id or the Region cannot be.
             MachineError: A file cannot be read or written, or nothing that is left can sign a leaf.
         """
         place = Place(region, instance_id)
-        with locked(self.store.directory):
+        with locked(self.store.directory, wait=wait):
             chain = [Entry(self.certificate), *self.chain(place, Level.INSTANCE, now, renew)]
         return ParentIdentity(instance_id, region, tuple(entry.der for entry in chain), chain[-1].issuer)
 

@@ -17,15 +17,18 @@ MAX_FILE: Final = 1 << 20  # bytes; keys, certificates and requests are far smal
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """The directory, made if need be, for ourselves alone."""
+def locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
+    """The directory, made if need be, for ourselves alone; MachineError when somebody else has it and we do not wait."""
     make_directory(directory)
     try:
         descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
     except OSError as error:
         raise MachineError(f"cannot lock `{directory}`: {error.strerror}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MachineError(f"`{directory}` is in use by another command") from None
         yield
     finally:
         os.close(descriptor)

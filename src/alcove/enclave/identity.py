@@ -51,10 +51,14 @@ class ParentSource:
         self._seen: tuple[object, ...] = ()
 
     def load(self) -> ParentIdentity:
-        """The parent's certificates, made or renewed when that is due; the first call makes the root."""
-        before = self._stamps()  # what changes while we read is seen next time
-        authority = Authority.open(self._paths.authority)
-        parent = authority.parent_identity(self._here.instance_id, self._here.region, datetime.now(UTC))
+        """The parent's certificates, made or renewed when that is due; the first call makes the root.
+
+        Later calls do not wait for a command that is at work, or stopped, on the files: the enclave would stand still.
+        """
+        before, wait = self._stamps(), not self._seen  # what changes while we read is seen next time
+        authority = Authority.open(self._paths.authority, wait=wait)
+        here, now = self._here, datetime.now(UTC)
+        parent = authority.parent_identity(here.instance_id, here.region, now, wait=wait)
         self._seen = before
         return parent
 

@@ -18,12 +18,14 @@ from alcove.attestation import enrol, revocation
 from alcove.attestation.attester import Attester
 from alcove.attestation.authority import Authority
 from alcove.attestation.document import parse_document
+from alcove.attestation.files import locked
 from alcove.attestation.place import Level
 from alcove.attestation.private_memory import forbid_core_dumps
 from alcove.attestation.root_key import NewKey
 from alcove.attestation.store import Store
 from alcove.enclave.identity import ParentSource, authority_check, initial_pcrs, place
 from alcove.enclave.paths import Paths
+from alcove.errors import MachineError
 from alcove.types import Measurements
 
 PASSPHRASE = b"correct horse battery staple"
@@ -125,6 +127,20 @@ def test_a_running_enclave_leaves_what_was_revoked(paths: Paths) -> None:
     after = running.chain()
     assert after[:2] == before[:2]
     assert not set(after[2:]) & set(before[2:])
+
+
+def test_a_running_enclave_does_not_wait_for_a_command(paths: Paths) -> None:
+    """While one is at work on the files, or was stopped there, documents go on as before; then they are renewed."""
+    running = Running(paths)
+    before = running.chain()
+    here = place(paths)
+    authority = Authority.load(paths.authority)
+    authority.parent_identity(here.instance_id, here.region, datetime.now(UTC), renew=frozenset(Level))
+    with locked(paths.authority):
+        assert running.chain() == before
+        with pytest.raises(MachineError, match="in use"), locked(paths.authority, wait=False):
+            pass
+    assert not set(running.chain()[1:]) & set(before[1:])
 
 
 def test_a_running_enclave_goes_on_when_nothing_can_be_renewed(paths: Paths) -> None:
