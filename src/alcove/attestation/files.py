@@ -18,7 +18,7 @@ MAX_FILE: Final = 1 << 20  # bytes; keys, certificates and requests are far smal
 
 @contextlib.contextmanager
 def locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
-    """The directory, made if need be, for ourselves alone; MachineError when somebody else has it and we do not wait."""
+    """The directory, made if need be, for ourselves alone; MachineError when another has it and we do not wait."""
     make_directory(directory)
     try:
         descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
