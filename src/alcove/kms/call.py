@@ -47,9 +47,16 @@ class Answer:
     content_type: str = "application/x-amz-json-1.1"
 
 
+def _unheard(record: Mapping[str, Any]) -> None:
+    del record
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What handlers work with: the store, the realm, random bytes, and the names of all Regions that are served."""
+    """What handlers work with: the store, the realm, random bytes, and the names of all Regions that are served.
+
+    `events` takes the records of what happens without a call: rotations, expired material, keys that go.
+    """
 
     store: KeyStore
     realm: Realm
@@ -57,6 +64,7 @@ class Tools:
     regions: tuple[str, ...] = ()
     usages: Usages = field(default_factory=Usages)
     decisions: Decisions = field(default_factory=Decisions)
+    events: Callable[[Mapping[str, Any]], None] = _unheard
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from alcove.kms.attest import Recipient
@@ -25,6 +25,7 @@ MAX_PARAMETERS: Final = 131_072  # characters of JSON; a line of the log is boun
 MAX_VALUES: Final = 64  # of a multi-valued condition key
 MAX_VALUE: Final = 1024  # characters of what a request had for one condition, or of what an error says
 _UNANSWERED: Final = frozenset({"GrantToken", "ReplicaPolicy"})
+_INTERNAL: Final = "AWS Internal"  # CloudTrail's words for the service itself
 _ANSWERED: Final = frozenset(
     {"CreateKey", "CreateGrant", "ReplicateKey", "CancelKeyDeletion", "ScheduleKeyDeletion", "AssumeRole"}
 )
@@ -132,6 +133,28 @@ def _recipient(recipient: Recipient) -> dict[str, str]:
     return (
         found | ({"attestationDocumentEnclaveImageDigest": document.pcrs[0].hex()} if 0 in document.pcrs else {}) | pcrs
     )
+
+
+def service_event(name: str, realm: Realm, arn: str, now: float, event_id: str, **details: str) -> dict[str, Any]:
+    """The record of what the service did to a key by itself: RotateKey, DeleteExpiredKeyMaterial, DeleteKey (§24)."""
+    return {
+        "eventVersion": "1.11",
+        "userIdentity": {"accountId": realm.account, "invokedBy": _INTERNAL},
+        "eventTime": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "eventSource": "kms.amazonaws.com",
+        "eventName": name,
+        "awsRegion": realm.region,
+        "sourceIPAddress": _INTERNAL,
+        "userAgent": _INTERNAL,
+        "requestParameters": None,
+        "responseElements": None,
+        "eventID": event_id,
+        "readOnly": False,
+        "resources": [{"accountId": realm.account, "type": "AWS::KMS::Key", "ARN": arn}],
+        "eventType": "AwsServiceEvent",
+        "recipientAccountId": realm.account,
+        "serviceEventDetails": {"keyId": arn, **details},
+    }
 
 
 def _bounded(parameters: dict[str, Any]) -> dict[str, Any]:

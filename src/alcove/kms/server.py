@@ -12,7 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -172,6 +172,7 @@ async def _run(
     if stop is None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ending.set)
+    tools = replace(tools, events=audit.append)
     revoked = ListFiles(config.crls)
     service = Service(tools, kms_model(), config.roots, audit.append, config.clock, crls=revoked.current)
     face = KmsFace(service, Sts(tools, audit.append, config.clock), audit.commit)
@@ -180,7 +181,7 @@ async def _run(
         lambda: Connection(face, connections, secure=context is not None), sock=listener, ssl=context, backlog=BACKLOG
     )
     chores = [
-        _purge(lambda: housekeeping(tools, config.clock().timestamp())),
+        _purge(lambda: _tidy(tools, audit, config.clock().timestamp())),
         _save(lambda: tools.usages.save(tools.store)),
         _sweep(connections),
         *([_watch(stop, ending)] if stop else []),
@@ -216,9 +217,14 @@ async def _sweep(connections: set[Connection]) -> None:
             connection.expire()
 
 
+def _tidy(tools: Tools, audit: AuditLog, now: float) -> None:
+    housekeeping(tools, now)
+    audit.commit()
+
+
 async def _purge(tidy: Callable[[], None]) -> None:
     while True:
-        with contextlib.suppress(sqlite3.Error):  # a store that is busy now is not later
+        with contextlib.suppress(sqlite3.Error, OSError):  # a busy store or a full disk now is none later
             tidy()
         await asyncio.sleep(PURGE_INTERVAL)
 

@@ -160,8 +160,8 @@ class KeyStore(Protocol):
         """The last use of a key that was saved."""
         ...
 
-    def purge(self, now: float) -> list[str]:
-        """Erases keys whose deletion date has come; returns their ids."""
+    def purge(self, now: float) -> list[tuple[str, str]]:
+        """Erases keys whose deletion date has come; returns their Regions and ids."""
         ...
 
     def save_alias(self, alias: Alias) -> None:

@@ -94,7 +94,7 @@ class KeyTables(Tables):
 
         return self._remember(("material", key.region, key.key_id, material_id), read)
 
-    def purge(self, now: float) -> list[str]:
+    def purge(self, now: float) -> list[tuple[str, str]]:
         """Erases keys whose deletion date has come, from the file, its log and its free pages."""
         query = "SELECT region, key_id FROM keys WHERE deletion_date<=?"
         due = self._database.execute(query, (now,)).fetchall()
@@ -102,7 +102,7 @@ class KeyTables(Tables):
             with self.transaction():
                 self._database.executemany(f"DELETE FROM keys WHERE {_ONE_KEY}", due)  # noqa: S608 - as above
             self._sweep()
-        return [key_id for _, key_id in due]
+        return [(region, key_id) for region, key_id in due]
 
     def _keys(self, where: str, values: tuple[Any, ...]) -> list[Key]:
         query = f"SELECT {', '.join(_KEY)} FROM keys WHERE {where}"  # noqa: S608 - as above

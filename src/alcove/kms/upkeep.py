@@ -5,12 +5,14 @@ Core: the tools and a time in. Every use of a key comes through `load`, so nothi
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import replace
 from typing import Final
 
 from alcove.kms.blob import material_id
 from alcove.kms.call import Tools
 from alcove.kms.keys import REPLICA, Key, KeyState, Material
+from alcove.kms.record import service_event
 
 DAY: Final = 86_400.0
 MATERIAL_BYTES: Final = 32
@@ -31,7 +33,15 @@ def housekeeping(tools: Tools, now: float) -> None:
     """Does what is due and was not asked for, and erases what is gone."""
     for key in tools.store.due(now):
         refresh(tools, key, now)
-    tools.store.purge(now)
+    for region, key_id in tools.store.purge(now):
+        tell(tools, "DeleteKey", (region, key_id), now)
+
+
+def tell(tools: Tools, name: str, key: tuple[str, str], now: float, **details: str) -> None:
+    """Records what happened to a key, named by its Region and id, without a call."""
+    event_id = str(uuid.UUID(bytes=tools.random(16), version=4))
+    realm = tools.realm.at(key[0])
+    tools.events(service_event(name, realm, realm.key_arn(key[1]), now, event_id, **details))
 
 
 def unused_days(tools: Tools, key: Key, now: float) -> int:
@@ -49,6 +59,8 @@ def refresh(tools: Tools, key: Key, now: float) -> Key:
         for material in tools.store.materials(current):
             if material.present and material.valid_to is not None and material.valid_to <= now:
                 tools.store.save_material(current, replace(material, present=False, valid_to=None), None)
+                gone = (current.region, current.key_id)
+                tell(tools, "DeleteExpiredKeyMaterial", gone, now, keyMaterialId=material.material_id)
         current = settle(tools, current)
         if current.state is KeyState.PENDING_REPLICA_DELETION:
             _start_window(tools, current, now)
@@ -84,6 +96,13 @@ def rotate(tools: Tools, key: Key, now: float, kind: str, secret: bytes) -> None
         material = Material(name, number, rotated=round(now, 3), rotation_type=kind)
         tools.store.save_material(one, material, secret)
         tools.store.save_key(replace(one, material_id=name))
+        tell_rotation(tools, one, now, kind, name)
+
+
+def tell_rotation(tools: Tools, key: Key, now: float, kind: str, new: str) -> None:
+    """Records that a key has other current material; `key` is as it was before."""
+    known = {"rotationType": kind, "currentKeyMaterialId": new, "previousKeyMaterialId": key.material_id}
+    tell(tools, "RotateKey", (key.region, key.key_id), now, **known)
 
 
 def _rotate_family(tools: Tools, key: Key, now: float) -> None:

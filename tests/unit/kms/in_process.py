@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -36,6 +36,8 @@ class InProcess:
     service: Service
     store: SqliteStore
     admin: NewUser
+    tools: Tools
+    clock: Callable[[], datetime]
     records: list[Any] = field(default_factory=list)
 
     def send(self, operation: str, body: bytes, user: NewUser | None = None, **headers: str) -> Answer:
@@ -59,7 +61,7 @@ class InProcess:
         given = {
             "content-type": "application/x-amz-json-1.1",
             "host": HOST,
-            "x-amz-date": datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
+            "x-amz-date": self.clock().strftime("%Y%m%dT%H%M%SZ"),
             "x-amz-target": f"TrentService.{operation}",
             **{name.replace("_", "-"): value for name, value in headers.items()},
         }
@@ -75,12 +77,14 @@ class InProcess:
 
 
 @contextlib.contextmanager
-def in_process(directory: Path, roots: Sequence[Root] = ()) -> Iterator[InProcess]:
+def in_process(
+    directory: Path, roots: Sequence[Root] = (), clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> Iterator[InProcess]:
     """The service, until the block ends."""
     with contextlib.closing(open_store(f"sqlite:///{directory}/kms.sqlite", directory / "root.key")) as store:
         admin = add_user(store, "admin", admin=True)
-        tools = Tools(store, Realm(store.account, REGIONS[0]), secrets.token_bytes, REGIONS)
         records: list[Any] = []
-        yield InProcess(
-            Service(tools, kms_model(), roots, records.append, lambda: datetime.now(UTC)), store, admin, records
-        )
+        realm = Realm(store.account, REGIONS[0])
+        tools = Tools(store, realm, secrets.token_bytes, REGIONS, events=records.append)
+        service = Service(tools, kms_model(), roots, records.append, clock)
+        yield InProcess(service, store, admin, tools, clock, records)

@@ -363,7 +363,7 @@ def test_a_deleted_key_is_gone_from_the_files(tmp_path: Path) -> None:
         sealed = sqlite3.connect(tmp_path / "kms.sqlite").execute("SELECT wrapped FROM materials").fetchone()[0]
     with contextlib.closing(open_store(service.config.store, service.config.root_key)) as store:
         assert store.purge(time.time()) == []
-        assert store.purge(time.time() + 8 * 86400) == [key]
+        assert store.purge(time.time() + 8 * 86400) == [("us-east-1", key)]
         assert store.family(key) == []
     assert all(sealed not in file.read_bytes() for file in tmp_path.glob("kms.sqlite*"))
 

@@ -14,7 +14,7 @@ from alcove.kms.keys import EXTERNAL, Key, KeyState, Material
 from alcove.kms.operations.deliver import arn
 from alcove.kms.operations.pages import listed, page
 from alcove.kms.specs import SYMMETRIC
-from alcove.kms.upkeep import DAY, MATERIAL_BYTES, ON_DEMAND, rotate
+from alcove.kms.upkeep import DAY, MATERIAL_BYTES, ON_DEMAND, rotate, tell_rotation
 
 DEFAULT_DAYS: Final = 365
 MAX_ON_DEMAND: Final = 25  # §9
@@ -100,6 +100,7 @@ def _take_pending(tools: Tools, call: Call) -> None:
         now_current = replace(material, pending=False, rotated=call.seconds, rotation_type=ON_DEMAND)
         tools.store.mark_material(key, now_current)
         tools.store.save_key(replace(key, material_id=material.material_id))
+        tell_rotation(tools, key, call.seconds, ON_DEMAND, material.material_id)
 
 
 def _entry(tools: Tools, call: Call, material: Material) -> dict[str, Any]:
