@@ -11,35 +11,53 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-Commands = Any  # argparse's sub-parsers action is private
+from alcove.cli.parsers import Commands, command
 
 
 def add_commands(commands: Commands) -> None:
     """Add ``attest`` and its sub-commands."""
     group = commands.add_parser("attest", help="attestation documents").add_subparsers(metavar="COMMAND", required=True)
     _add_verify(group)
-    parser = group.add_parser("show", help="show what a document says, without checking it")
+    parser = command(
+        group,
+        "show",
+        _later("attest_check", "show"),
+        "show what a document says, without checking it",
+        "alcove attest show document.cbor --eif app.eif",
+    )
     parser.add_argument("file", metavar="FILE", help="the document, - for standard input")
     parser.add_argument("--eif", type=Path, metavar="FILE", help="say whether the registers are those of this image")
-    parser.add_argument("--json", action="store_true")
-    parser.set_defaults(handler=_later("attest_check", "show"))
-    parser = group.add_parser("measure", help="print the policy that pins an image")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser = command(
+        group,
+        "measure",
+        _later("attest_check", "measure"),
+        "print the policy that pins an image",
+        "alcove attest measure app.eif > policy.json",
+    )
     parser.add_argument("eif", type=Path, metavar="EIF")
-    parser.set_defaults(handler=_later("attest_check", "measure"))
-    parser = group.add_parser("request", help="ask the security module for a document (in an enclave)")
+    parser = command(
+        group,
+        "request",
+        _later("attest_request", "request"),
+        "ask the security module for a document (in an enclave)",
+        "alcove attest request --nonce 5c0f2b --user-data @claims.json --output document.cbor",
+    )
     parser.add_argument("--nonce", metavar="HEX", help="the verifier's challenge")
     parser.add_argument("--user-data", metavar="TEXT", help="text, or @FILE for the bytes of a file")
     parser.add_argument("--public-key", type=Path, metavar="FILE", help="a public key, PEM or DER")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to write it; default: standard output")
-    parser.set_defaults(handler=_later("attest_request", "request"))
 
 
 def _add_verify(group: Commands) -> None:
-    parser = group.add_parser(
+    parser = command(
+        group,
         "verify",
-        help="check a document, step by step",
-        description="exit status: 0 valid, 3 not a valid document, 4 valid but the policy is not met",
+        _later("attest_check", "verify"),
+        "check a document, step by step",
+        "alcove attest verify document.cbor --root aws --policy policy.json --nonce 5c0f2b",
     )
+    parser.description = "exit status: 0 valid, 3 not a valid document, 4 valid but the policy is not met"
     parser.add_argument("file", metavar="FILE", help="the document, - for standard input")
     parser.add_argument(
         "--root",
@@ -54,8 +72,7 @@ def _add_verify(group: Commands) -> None:
     parser.add_argument("--crl", action="append", type=Path, metavar="FILE", help="a revocation list (again for more)")
     parser.add_argument("--allow-debug", action="store_true", help="accept zero PCRs of an enclave in debug mode")
     parser.add_argument("--strict", action="store_true", help="allow user data and nonce no more than 512 bytes")
-    parser.add_argument("--json", action="store_true")
-    parser.set_defaults(handler=_later("attest_check", "verify"))
+    parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def _seconds(text: str) -> timedelta:
