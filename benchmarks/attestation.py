@@ -3,7 +3,8 @@
 Cold, nothing is known but the root: five signatures. Warm, the chain was proven before: one. Both are held against the
 same signatures verified by `cryptography` alone, with keys that are loaded already, in the same run.
 
-The peer (attestation_peer.py) needs pyOpenSSL, which is no dependency of ours; it runs in an interpreter that has it:
+The peer (attestation_peer.py) needs cbor2 and pyOpenSSL. It is left out where they are missing; --peer names an
+interpreter that has others:
 
     python -m venv /tmp/peer && /tmp/peer/bin/pip install cbor2 pyOpenSSL
     python -m benchmarks.attestation --peer /tmp/peer/bin/python
