@@ -229,7 +229,7 @@ def test_files_are_there_whole_with_their_mode(tmp_path: Path) -> None:
 
 
 def options(tmp_path: Path, *command: str) -> OptionSettings:
-    return OptionSettings("nginx", 0, 600, command, tmp_path / "nginx.pid", tmp_path, tmp_path, None)
+    return OptionSettings("nginx", 600, command, tmp_path / "nginx.pid", tmp_path, tmp_path, None)
 
 
 def test_a_web_server_that_does_not_run_is_left_alone(tmp_path: Path) -> None:

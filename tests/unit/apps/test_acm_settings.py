@@ -45,7 +45,7 @@ def test_aws_s_example_is_read() -> None:
     assert (settings.enclave.cpu_count, settings.enclave.memory_mib) == (2, 256)
     assert str(settings.enclave.image_path) == "/usr/share/nitro_enclaves/p11ne/p11ne.eif"
     assert (settings.enclave.p11kit_port, settings.enclave.rpc_port) == (9999, 10000)
-    assert (settings.options.service, settings.options.reload_wait_ms) == ("nginx", 500)
+    assert (settings.options.service, settings.options.sync_interval_secs) == ("nginx", 600)
     (token,) = settings.tokens
     assert token.source == "Acm"
     assert token.target == Target(Path("/etc/pki/nginx/nginx-acm.conf"), "nginx", None, "engine")

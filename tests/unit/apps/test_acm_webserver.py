@@ -72,7 +72,7 @@ class Nginx:
     def options(self) -> OptionSettings:
         """What the agent has."""
         place = self.directory
-        return OptionSettings("nginx", 0, 600, (), place / "nginx.pid", place, place, None)
+        return OptionSettings("nginx", 600, (), place / "nginx.pid", place, place, None)
 
     def put(self, key: KeyPair) -> None:
         """Key and certificate for the next start."""

@@ -40,7 +40,6 @@ class EnclaveSettings:
     boot_timeout_ms: int
     p11kit_port: int
     rpc_port: int
-    attestation_retry_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,6 @@ class OptionSettings:
     """
 
     service: str
-    reload_wait_ms: int
     sync_interval_secs: int
     reload_command: tuple[str, ...]
     pid_file: Path
@@ -254,6 +252,7 @@ class _Section:
 
 
 def _enclave(section: _Section) -> EnclaveSettings:
+    section.value("attestation_retry_count")  # whatever fails is tried again every ten seconds
     return EnclaveSettings(
         section.number("cpu_count", least=1),
         section.number("memory_mib", least=64),
@@ -261,7 +260,6 @@ def _enclave(section: _Section) -> EnclaveSettings:
         section.number("boot_timeout_ms", default=60_000),
         section.number("p11kit_port", default=9999),
         section.number("rpc_port", default=10000),
-        section.number("attestation_retry_count", default=5),
     )
 
 
@@ -278,10 +276,10 @@ def _options(section: _Section, run_directory: Path, state_directory: Path) -> O
     service = section.text("service", default="nginx")
     if service not in SERVICES:
         raise UsageError(f"acm.yaml: options.service is one of {', '.join(SERVICES)}")
-    section.value("force_start", "nginx_force_start")  # AWS reads it, and starts the server whatever it says
+    # AWS reads the first and starts the server whatever it says; nobody need wait for a restart that there is not
+    section.value("force_start", "nginx_force_start", "reload_wait_ms", "nginx_reload_wait_ms")
     return OptionSettings(
         service,
-        section.number("reload_wait_ms", "nginx_reload_wait_ms", default=1000),
         section.number("sync_interval_secs", default=600, least=1),
         section.texts("reload_command") or (),
         Path(section.text("pid_file", default=f"/run/{service}.pid")),
