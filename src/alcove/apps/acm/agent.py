@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from alcove.apps.acm import parent, sources, stanza, webserver
 from alcove.apps.acm.log import Log
-from alcove.apps.acm.parent import Relay, RpcError, RunningEnclave
+from alcove.apps.acm.parent import Launcher, NitroCli, Relay, RpcError, RunningEnclave
 from alcove.apps.acm.settings import Settings, TokenSettings
 from alcove.apps.acm.sources import LYING_READY, Birth, BornKeys, Material, write_atomically
 from alcove.errors import AlcoveError, MachineError, UsageError
@@ -43,11 +43,13 @@ class Place:
         runtime: Alcove's runtime directory.
         verify: Checks that a document of the running enclave's image speaks for a request.
         credentials: Current ones for KMS: access key id, secret, session token.
+        launcher: Starts and ends the enclave.
     """
 
     runtime: Path
     verify: Callable[[RunningEnclave, bytes, str], None]
     credentials: Callable[[], tuple[str, str, str | None]]
+    launcher: Launcher = field(default_factory=NitroCli)
 
 
 @dataclass(slots=True)
@@ -118,7 +120,7 @@ class Agent:
     async def _round(self, relay: Relay, stop: asyncio.Event) -> None:
         """One enclave's life."""
         settings = self._settings.enclave
-        self._enclave = enclave = await asyncio.to_thread(parent.start_enclave, settings, self._place.runtime)
+        self._enclave = enclave = await asyncio.to_thread(self._place.launcher.start, settings, self._place.runtime)
         self._starts += 1
         self._log(f"enclave {enclave.id} has started")
         over = asyncio.create_task(enclave.ended())
@@ -137,8 +139,6 @@ class Agent:
 
     async def _work(self, enclave: RunningEnclave, relay: Relay) -> None:
         await self._booted(enclave)
-        for held in self._held:
-            held.served = None
         await self._sync()
         relay.point(enclave.vsock)
         self._untold = True  # its sessions, if it has any, are with an enclave that has ended
@@ -168,7 +168,9 @@ class Agent:
     async def _end(self) -> None:
         enclave, self._enclave = self._enclave, None
         if enclave is not None:
-            await asyncio.to_thread(parent.end_enclave, enclave)
+            await asyncio.to_thread(self._place.launcher.end, enclave)
+        for held in self._held:
+            held.served = None
         self._write_status()
 
     async def _sync(self) -> bool:

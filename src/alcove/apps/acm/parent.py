@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from alcove.apps.acm.log import Log
 from alcove.apps.acm.rpc import pack_request, reply_reader
@@ -96,26 +96,34 @@ class RunningEnclave:
             os.close(fd)
 
 
-def start_enclave(settings: EnclaveSettings, runtime: Path) -> RunningEnclave:
-    """Start the enclave; one that an earlier agent left behind is ended first.
+class Launcher(Protocol):
+    """Starts and ends the enclave."""
 
-    Raises:
-        MachineError: It does not start; nitro-cli's own words.
-    """
-    for entry in _nitro("describe-enclaves"):
-        if entry.get("EnclaveName") == ENCLAVE_NAME:
-            _nitro("terminate-enclave", "--enclave-id", entry["EnclaveID"])
-    description = _nitro(
-        "run-enclave", "--eif-path", str(settings.image_path), "--cpu-count", str(settings.cpu_count), "--memory",
-        str(settings.memory_mib), "--enclave-name", ENCLAVE_NAME,
-    )  # fmt: skip
-    return RunningEnclave(description, runtime / "enclaves" / description["EnclaveID"] / "vsock.sock")
+    def start(self, settings: EnclaveSettings, runtime: Path) -> RunningEnclave:
+        """Start it, in Alcove's runtime directory; raises MachineError."""
+
+    def end(self, enclave: RunningEnclave) -> None:
+        """End it, if it runs."""
 
 
-def end_enclave(enclave: RunningEnclave) -> None:
-    """End the enclave, if it runs."""
-    with contextlib.suppress(MachineError):
-        _nitro("terminate-enclave", "--enclave-id", enclave.id)
+class NitroCli:
+    """By nitro-cli, as AWS's agent does."""
+
+    def start(self, settings: EnclaveSettings, runtime: Path) -> RunningEnclave:
+        """See `Launcher`. An enclave that an earlier agent left behind is ended first."""
+        for entry in _nitro("describe-enclaves"):
+            if entry.get("EnclaveName") == ENCLAVE_NAME:
+                _nitro("terminate-enclave", "--enclave-id", entry["EnclaveID"])
+        description = _nitro(
+            "run-enclave", "--eif-path", str(settings.image_path), "--cpu-count", str(settings.cpu_count), "--memory",
+            str(settings.memory_mib), "--enclave-name", ENCLAVE_NAME,
+        )  # fmt: skip
+        return RunningEnclave(description, runtime / "enclaves" / description["EnclaveID"] / "vsock.sock")
+
+    def end(self, enclave: RunningEnclave) -> None:
+        """See `Launcher`."""
+        with contextlib.suppress(MachineError):
+            _nitro("terminate-enclave", "--enclave-id", enclave.id)
 
 
 def _nitro(*arguments: str) -> Any:
