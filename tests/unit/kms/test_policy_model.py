@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.kms import naive_policy as naive
 
 from alcove.kms.policy.conditions import OPERATORS
+from alcove.kms.policy.decisions import Decisions
 from alcove.kms.policy.document import PolicyKind, parse_policy
 from alcove.kms.policy.evaluate import Access, evaluate
 from alcove.kms.policy.principals import Caller
@@ -49,6 +50,7 @@ FAMILIES = {  # of operators: the values that a policy may have, and those that 
     "Arn": (ARNS, [ALICE, BOB, STRANGER, ROLE, "alice", f"{ALICE}:more"]),
     "Null": (["true", "false", True], ["anything"]),
 }
+REMEMBERED = Decisions()
 KEYS = ["kms:Text", "kms:Set", "aws:Gone", "kms:text"]
 
 
@@ -121,7 +123,10 @@ def outcome(  # noqa: PLR0917 - one request, spelt out
     lower = {name.lower(): value for name, value in context.items()}
     access = Access(caller, action, key, lower, {name.lower(): value for name, value in hidden.items()})
     parsed = parse_policy(json.dumps(policy)) if key else None
-    decision = evaluate(access, parsed, [parse_policy(json.dumps(p), PolicyKind.IDENTITY) for p in others])
+    identities = [parse_policy(json.dumps(p), PolicyKind.IDENTITY) for p in others]
+    decision = evaluate(access, parsed, identities)
+    for _ in range(2):  # made, and then remembered, among all those of earlier cases
+        assert REMEMBERED.decide(access, parsed, identities) == decision
     request = naive.Request(caller.arn, caller.account, caller.role_arn, action, key, context, hidden)
     return decision.allowed, naive.allowed(request, policy if key else None, others)
 
