@@ -25,6 +25,10 @@ MAX_PARAMETERS: Final = 131_072  # characters of JSON; a line of the log is boun
 MAX_VALUES: Final = 64  # of a multi-valued condition key
 MAX_VALUE: Final = 1024  # characters of what a request had for one condition, or of what an error says
 _UNANSWERED: Final = frozenset({"GrantToken", "ReplicaPolicy"})
+_MAPS: Final = frozenset({
+    "EncryptionContext", "SourceEncryptionContext", "DestinationEncryptionContext", "EncryptionContextEquals",
+    "EncryptionContextSubset",
+})  # fmt: skip
 _INTERNAL: Final = "AWS Internal"  # CloudTrail's words for the service itself
 _ANSWERED: Final = frozenset(
     {"CreateKey", "CreateGrant", "ReplicateKey", "CancelKeyDeletion", "ScheduleKeyDeletion", "AssumeRole"}
@@ -100,12 +104,13 @@ class Trail:
         shown = {k: v for k, v in self.params.items() if k not in _HIDDEN and not isinstance(v, bytes)}
         if self.operation == "Decrypt":
             shown.setdefault("EncryptionAlgorithm", SYMMETRIC)
-        return _bounded({f"{k[:1].lower()}{k[1:]}": v for k, v in shown.items()}) or None
+        return _bounded(_lowered(shown)) or None
 
     def _response(self) -> dict[str, Any] | None:
         if self.answer is None or self.operation not in _ANSWERED:
             return None
-        return {f"{k[:1].lower()}{k[1:]}": v for k, v in self.answer.items() if v is not None and k not in _UNANSWERED}
+        found: dict[str, Any] = _lowered({k: v for k, v in self.answer.items() if k not in _UNANSWERED})
+        return found
 
     def _additional(self) -> dict[str, Any] | None:
         found: dict[str, Any] = {}
@@ -155,6 +160,14 @@ def service_event(name: str, realm: Realm, arn: str, now: float, event_id: str, 
         "recipientAccountId": realm.account,
         "serviceEventDetails": {"keyId": arn, **details},
     }
+
+
+def _lowered(value: Any, *, freely: bool = False) -> Any:
+    """Members in lower camel case, as CloudTrail has them, at every depth; `freely` marks a caller's own map."""
+    if isinstance(value, Mapping):
+        named = {k if freely else f"{k[:1].lower()}{k[1:]}": (k, v) for k, v in value.items() if v is not None}
+        return {shown: _lowered(v, freely=k in _MAPS) for shown, (k, v) in named.items()}
+    return [_lowered(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _bounded(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -253,7 +253,7 @@ def test_the_log_has_sessions_and_no_secrets(kms: RunningKms) -> None:
     made = sts(kms.url, kms.app_user).assume_role(RoleArn=ROLE, RoleSessionName="logged")["Credentials"]
     record = kms.records()[-1]
     assert (record["eventSource"], record["eventName"]) == ("sts.amazonaws.com", "AssumeRole")
-    assert record["responseElements"]["credentials"]["AccessKeyId"] == made["AccessKeyId"]
+    assert record["responseElements"]["credentials"]["accessKeyId"] == made["AccessKeyId"]
     text = kms.config.audit.read_bytes()
     assert made["SecretAccessKey"].encode() not in text
     assert made["SessionToken"].encode() not in text
