@@ -1,9 +1,10 @@
 """Runs the three programs when the parent asks: one JSON line on vsock port 5000, one back.
 
-    {"run": "python" | "node" | "shell", "key": ARN, "environment": {"AWS_…": …}}  → {"status", "stdout", "stderr"}
+    {"run": "python" | "node" | "shell" | "document", "key": ARN, "environment": {"AWS_…": …}}
+        → {"status", "stdout", "stderr"}
 
 The parent gives credentials, endpoint and key, and chooses nothing else: which program is run, with which CA, is
-measured.
+measured. kmstool's protocol is served beside it on port 3000, and documents on the enclave's loopback.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ PROGRAMS = {
     "python": ["/usr/bin/python3", "-I", "/app/app.py"],
     "node": ["/usr/bin/alcove-enclave", "kms-proxy", "--ca-file", CA, "--", "/usr/bin/node", "/app/app.js"],
     "shell": ["/usr/bin/sh", "/app/kmstool.sh"],
+    "document": ["/usr/bin/sh", "/app/document.sh"],
 }
+BESIDE = (["kmstool", "--ca-file", CA], ["attestation-server"])
+KMS_NAME = "kms.alcove.test"  # where kmstool finds KMS; AWS's name for the Region without it
 ALLOWED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
            "AWS_ENDPOINT_URL_KMS")  # fmt: skip
 
@@ -56,6 +60,8 @@ def main() -> None:
     nsm = Nsm()
     entropy.seed(nsm)
     clock.correct(nsm)
+    for arguments in BESIDE:
+        subprocess.Popen(["/usr/bin/alcove-enclave", *arguments], env={**os.environ, "ENDPOINT": KMS_NAME})
     with vsock.listen(PORT) as listener:
         print(f"waiting on vsock port {PORT}", file=sys.stderr, flush=True)
         while True:

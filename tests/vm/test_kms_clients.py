@@ -1,4 +1,4 @@
-"""Three ways to an attested KMS, in one real enclave whose image the key's policy names: examples/kms-clients."""
+"""Attested KMS and documents for ordinary programs, in one real enclave that the key names: examples/kms-clients."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alcove.attestation import PCR, verify
 from alcove.attestation.authority import Authority
 from alcove.enclave.allocator import required_mib
 from alcove.enclave.paths import Paths
@@ -36,18 +38,22 @@ class Enclave:
     started: dict[str, Any]
     pcr0: str
 
+    def say(self, port: int, text: str) -> str:
+        """What the enclave answers on a port, once it is up."""
+        done = subprocess.run(
+            self.cli.command("alcove", "connect", self.started["EnclaveCID"], port, "--wait", BOOT_SECONDS),
+            input=text, env=self.cli.environment, capture_output=True, text=True, check=False,
+            timeout=BOOT_SECONDS + 300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def run(self, program: str, key: str) -> dict[str, Any]:
         """Run one of the image's programs to its end."""
         environment = {name: self.kms.environment[name] for name in AS_APP}
         environment["AWS_ENDPOINT_URL_KMS"] = f"https://{NAME}:{self.kms.port}"
         request = {"run": program, "key": key, "environment": environment}
-        command = self.cli.command("alcove", "connect", self.started["EnclaveCID"], 5000, "--wait", BOOT_SECONDS)
-        done = subprocess.run(
-            command, input=json.dumps(request) + "\n", env=self.cli.environment, capture_output=True, text=True,
-            check=False, timeout=BOOT_SECONDS + 300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(self.say(5000, json.dumps(request) + "\n"))
         return answer
 
     def data_key(self, program: str, key: str) -> dict[str, Any]:
@@ -152,3 +158,32 @@ def test_another_image_s_key_is_refused_to_each(enclave: Enclave, program: str) 
     assert "AccessDenied" in answer["stderr"]
     assert "Traceback" not in answer["stderr"]
     assert answer["stdout"] == ""
+
+
+def test_a_parent_that_speaks_kmstool_s_protocol_is_served(enclave: Enclave) -> None:
+    """SetClient and Decrypt on vsock port 3000: NUL after each, the plaintext back, attested."""
+    key = enclave.kms.create_key({"PCR0": enclave.pcr0})
+    given = enclave.kms.environment
+    credentials = {"AwsAccessKeyId": given["AWS_ACCESS_KEY_ID"], "AwsSecretAccessKey": given["AWS_SECRET_ACCESS_KEY"]}
+    requests = (
+        {"Operation": "SetClient", **credentials, "AwsRegion": enclave.kms.region},
+        {"Operation": "Decrypt", "Ciphertext": enclave.kms.encrypt(key, b"secret")},
+    )
+    said = enclave.say(3000, "".join(f"{json.dumps(request)}\0" for request in requests))
+    replies = [json.loads(reply) for reply in said.split("\0")[:-1]]
+    assert replies == [{"Status": "Ok"}, {"Status": "Ok", "Message": base64.b64encode(b"secret").decode()}]
+    attested_by(enclave, ["Decrypt"])
+
+
+def test_a_document_for_a_program_that_speaks_http(enclave: Enclave) -> None:
+    """Busybox's wget gets one from the attestation server, and the verifier accepts it under this machine's root."""
+    answer = enclave.run("document", "00112233")
+    assert answer["status"] == 0, answer["stderr"]
+    verified = verify(
+        base64.b64decode(answer["stdout"]),
+        roots=Authority.load(Paths.from_environment().authority).trusted,
+        policy=PCR(0, bytes.fromhex(enclave.pcr0)),
+        at=datetime.now(UTC),
+        nonce=bytes.fromhex("00112233"),
+    )
+    assert verified.document.module_id == enclave.started["EnclaveID"]
