@@ -1,9 +1,12 @@
-"""Tells a web server about a change, without a connection lost.
+"""Tells a web server about a change; nginx loses no connection by it.
 
 nginx keeps its session on the token, and what it read through it, as long as its master process lives. So a change
 takes a new master (SIGUSR2): it inherits the listening sockets and opens a session of its own; then the old one is
 asked to finish (SIGQUIT) and its workers serve what they have begun. When the new master does not come up, the old
 one goes on.
+
+Apache keeps them likewise, through a graceful restart too: it would find another key than the certificate's and end. So
+it is restarted, by systemd or by the configured command, and open connections end.
 """
 
 from __future__ import annotations
@@ -35,8 +38,8 @@ def apply(options: OptionSettings) -> str:
     if pid is None:
         return f"{options.service} is not running: start it, it will find its key"
     if options.service == "httpd":
-        os.kill(pid, signal.SIGUSR1)  # graceful: apache reads its files again, and its children finish
-        return "asked httpd for a graceful restart"
+        run_quietly(("systemctl", "restart", options.service))
+        return "restarted httpd"
     return f"nginx went on as process {_upgrade(pid, options.pid_file)}"
 
 
