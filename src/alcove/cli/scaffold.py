@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alcove.cli import output
 from alcove.cli.parsers import Commands, command
-from alcove.scaffold import project, rootfs
+from alcove.scaffold import kits, project, rootfs
 
 
 def add_commands(commands: Commands) -> None:
@@ -26,7 +26,7 @@ def add_commands(commands: Commands) -> None:
         dest="kits",
         action="append",
         default=[],
-        choices=list(rootfs.KITS),
+        choices=list(kits.KITS),
         help="python has Alcove's SDK and alcove-enclave; again for more",
     )
     parser.add_argument(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from alcove.errors import InputError, UsageError
-from alcove.scaffold.rootfs import KITS
+from alcove.scaffold.kits import KITS
 
 TEMPLATES: Final = ("python", "static", "node")
 FILE: Final = "alcove.toml"

@@ -11,8 +11,9 @@ import pytest
 from alcove.errors import InputError, UsageError
 from alcove.scaffold.dev import snapshot
 from alcove.scaffold.imports import closure
+from alcove.scaffold.kits import KITS
 from alcove.scaffold.project import TEMPLATES, create, load
-from alcove.scaffold.rootfs import KITS, make
+from alcove.scaffold.rootfs import make
 
 BIN = Path(sys.executable).parent
 
