@@ -125,11 +125,13 @@ def test_programs_read_json(place: Path) -> None:
 
 
 def test_a_document_comes_from_standard_input_too(place: Path) -> None:
-    """``-`` is standard input; base64 is recognised and not guessed at."""
+    """``-`` is standard input; base64 and hexadecimal are recognised and not guessed at."""
     data = (place / "good.cbor").read_bytes()
     assert run("verify", "-", "--root", "root.pem", directory=place, given=data)[0] == 0
     code, _, error = run("verify", "-", "--root", "root.pem", directory=place, given=base64.encodebytes(data))
     assert (code, "base64 -d" in error) == (3, True)
+    code, _, error = run("show", "-", directory=place, given=data.hex("\n", 32).encode())
+    assert (code, "xxd -r -p" in error) == (3, True)
     assert run("show", "-", directory=place, given=b"")[0] == 3
 
 

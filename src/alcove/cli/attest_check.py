@@ -18,7 +18,7 @@ from alcove.attestation.verify import VerifiedAttestation
 from alcove.attestation.verify import verify as verify_document
 from alcove.cli import output
 from alcove.cli.attest_inputs import (
-    hint_at_base64,
+    hint_at_text,
     parse_hex,
     parse_policy_file,
     parse_roots,
@@ -44,7 +44,7 @@ def verify(arguments: argparse.Namespace) -> int:
             output.result(
                 {"valid": False, "step": error.step, "reason": error.message, "policy": status == POLICY_NOT_MET}
             )
-        output.error("alcove", hint_at_base64(error, document))
+        output.error("alcove", hint_at_text(error, document))
         return status
     if arguments.json:
         output.result({"valid": True, "steps": list(verified.steps)} | report.to_json(verified.document))
@@ -85,7 +85,7 @@ def show(arguments: argparse.Namespace) -> int:
     try:
         document = parse_document(data)
     except AttestationError as error:
-        output.error("alcove", hint_at_base64(error, data))
+        output.error("alcove", hint_at_text(error, data))
         return NOT_VALID
     if arguments.json:
         output.result({"verified": False} | report.to_json(document, image))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
+import contextlib
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,14 +43,17 @@ def read_document(name: str) -> bytes:
     return sys.stdin.buffer.read(MAX_DOCUMENT + 1) if name == "-" else read_bytes(Path(name), MAX_DOCUMENT)
 
 
-def hint_at_base64(error: AttestationError, document: bytes) -> AttestationError:
+def hint_at_text(error: AttestationError, document: bytes) -> AttestationError:
     """The error, with a hint when somebody forgot to decode the document."""
-    try:
-        decoded = base64.b64decode(b"".join(document.split()), validate=True)
-    except binascii.Error:
-        return error
-    if decoded.startswith(_COSE_STARTS):
-        error.hint = "this is base64; decode it first: base64 -d FILE > document.cbor"
+    text = b"".join(document.split())
+    for name, decode, command in (
+        ("hexadecimal", binascii.unhexlify, "xxd -r -p FILE document.cbor"),
+        ("base64", binascii.a2b_base64, "base64 -d FILE > document.cbor"),
+    ):
+        with contextlib.suppress(binascii.Error):
+            if decode(text).startswith(_COSE_STARTS):
+                error.hint = f"this is {name}; decode it first: {command}"
+                break
     return error
 
 
