@@ -29,16 +29,14 @@ _PARAMETERS: Final = {  # §6.1: condition keys whose value is a parameter
     "MacAlgorithm": "MacAlgorithm",
     "SigningAlgorithm": "SigningAlgorithm",
     "ExpirationModel": "ExpirationModel",
-    "GranteePrincipal": "GranteePrincipal",
-    "GranteeServicePrincipal": "GranteeServicePrincipal",
     "PrimaryRegion": "PrimaryRegion",
     "ReplicaRegion": "ReplicaRegion",
-    "RetiringServicePrincipal": "RetiringServicePrincipal",
     "RotationPeriodInDays": "RotationPeriodInDays",
     "ValidTo": "ValidTo",
     "WrappingAlgorithm": "WrappingAlgorithm",
     "WrappingKeySpec": "WrappingKeySpec",
 }
+_PRINCIPALS: Final = ("GranteePrincipal", "GranteeServicePrincipal", "RetiringPrincipal", "RetiringServicePrincipal")
 _OF_GRANTS: Final = frozenset({"CreateGrant", "ListGrants", "RevokeGrant"})
 
 
@@ -161,8 +159,7 @@ def _of_grant(call: Call) -> dict[str, Value]:
     if call.operation == "CreateGrant":
         constraints = call.params.get("Constraints", {})
         context["kms:grantoperations"] = tuple(call.params["Operations"])
-        if "RetiringPrincipal" in call.params:
-            context["kms:retiringprincipal"] = call.params["RetiringPrincipal"]
+        context |= {f"kms:{name.lower()}": call.params[name] for name in _PRINCIPALS if name in call.params}
     elif call.operation == "RetireGrant" and call.grant:
         constraints = call.grant.constraints or {}
     if "SourceArn" in constraints:
