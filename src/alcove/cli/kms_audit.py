@@ -6,11 +6,15 @@ import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alcove.cli import output
 from alcove.cli.kms_store import store_path
 from alcove.cli.parsers import Commands, command
 from alcove.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from alcove.kms.audit import Unbroken
 
 _HEAD = re.compile(r"([1-9][0-9]{0,17}):([0-9a-f]{64})", re.ASCII)
 
@@ -38,11 +42,29 @@ def add_commands(commands: Commands) -> None:
 
 
 def verify(arguments: argparse.Namespace) -> None:
-    """Check the chain of a log."""
+    """Check the chain of a log, or of each worker's."""
+    noted = dict(_noted(text) for text in arguments.head)
+    paths = [arguments.file] if arguments.file else _logs(store_path(arguments.store).with_suffix(".audit.jsonl"))
+    if noted and len(paths) > 1:
+        raise UsageError("--head is of one log, and there are several", hint=f"name it, such as {paths[0]}")
+    found = [_verified(path, noted) for path in paths]
+    if arguments.json:
+        logs = [one.to_json() | {"File": str(path)} for one, path in zip(found, paths, strict=True)]
+        output.result(logs[0] if len(logs) == 1 else {"Logs": logs})
+        return
+    for path, one in zip(paths, found, strict=True):
+        name = f"{path}: " if len(paths) > 1 else ""
+        output.text(f"{name}{one.records} records, unbroken; head {one.records}:{one.head}")
+
+
+def _logs(path: Path) -> list[Path]:
+    """The log of a server, and those of its other workers."""
+    return [path, *sorted(path.parent.glob(f"{path.stem}.[0-9]*{path.suffix}"))]
+
+
+def _verified(path: Path, noted: dict[int, str]) -> Unbroken:
     from alcove.kms.audit import inspect_log  # noqa: PLC0415 - other commands do not need the KMS
 
-    path = arguments.file or store_path(arguments.store).with_suffix(".audit.jsonl")
-    noted = dict(_noted(text) for text in arguments.head)
     try:
         found = inspect_log(_lines(path), noted)
     except ValueError as error:
@@ -51,10 +73,7 @@ def verify(arguments: argparse.Namespace) -> None:
         ) from None
     if found.torn:
         output.warn("the last line is incomplete: the server was stopped while it wrote, and never answered that call")
-    if arguments.json:
-        output.result(found.to_json())
-        return
-    output.text(f"{found.records} records, unbroken; head {found.records}:{found.head}")
+    return found
 
 
 def _noted(text: str) -> tuple[int, str]:

@@ -70,10 +70,11 @@ class KmsFace:
 
     def _answer(self, respond: Respond, answer: Answer) -> None:
         if not self._waiting:
-            self._loop.call_soon(self._release)
+            self._loop.call_soon(self.release)
         self._waiting.append((respond, answer))
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Makes the records of the answers that wait durable, and lets them go; without a record, as faults."""
         waiting, self._waiting = self._waiting, []
         try:
             self._commit()

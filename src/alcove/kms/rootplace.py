@@ -132,6 +132,27 @@ class RootPlace:
             return file.read(rootfile.MAX_FILE)
 
 
+@dataclass(frozen=True, slots=True)
+class KnownRoot(RootPlace):
+    """A root key that this process, or its parent, has opened already."""
+
+    root: RootKey
+
+    @classmethod
+    def of_key(cls, root: RootKey) -> KnownRoot:
+        """The place of a root key that is in memory."""
+        return cls(Path("a root key in memory"), Openers(no_passphrase, {}), root)
+
+    @property
+    def exists(self) -> bool:
+        """It does."""
+        return True
+
+    def load(self) -> RootKey:
+        """The root key."""
+        return self.root
+
+
 def write_new(path: Path, text: str, what: str = "the root key") -> None:
     """Writes a new file, mode 0600, that is complete on disk when this returns.
 

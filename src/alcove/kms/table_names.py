@@ -98,7 +98,7 @@ class NameTables(Tables):
         query = (
             "INSERT INTO usages SELECT region, key_id, ?, ?, ?, ? FROM keys WHERE region=? AND key_id=? "
             "ON CONFLICT (region, key_id) DO UPDATE SET operation=excluded.operation, at=excluded.at, "
-            "event_id=excluded.event_id, request_id=excluded.request_id"
+            "event_id=excluded.event_id, request_id=excluded.request_id WHERE excluded.at >= usages.at"
         )
         rows = [(u.operation, u.at, u.event_id, u.request_id, u.region, u.key_id) for u in usages]
         with self.transaction():

@@ -39,6 +39,11 @@ class RootTables(UserTables):
         """The fingerprint of the root key."""
         return self._root.fingerprint
 
+    @property
+    def root_key(self) -> RootKey:
+        """The root key."""
+        return self._root
+
     def derive(self, label: str) -> bytes:
         """A 32-byte secret that all processes of this store share."""
         return self._root.derive(label)

@@ -418,7 +418,7 @@ def test_a_log_goes_on_where_it_ended(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"workers": 2}, "one worker"),
+        ({"workers": 0}, "1 to 64 workers"),
         ({"tls_cert": Path("x")}, "certificate and a key"),
         ({"host": "192.0.2.1"}, "listen"),
     ],

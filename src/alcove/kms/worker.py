@@ -1,0 +1,154 @@
+"""One process that serves: its event loop, its chores, and a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import uvloop
+
+from alcove.kms.audit import AuditLog
+from alcove.kms.call import Tools
+from alcove.kms.config import ServeConfig
+from alcove.kms.connection import Connection
+from alcove.kms.http import KmsFace
+from alcove.kms.keys import Realm
+from alcove.kms.list_files import ListFiles
+from alcove.kms.model import kms_model
+from alcove.kms.service import Service
+from alcove.kms.stores import Store
+from alcove.kms.sts import Sts
+from alcove.kms.upkeep import housekeeping
+
+PURGE_INTERVAL: Final = 3600.0
+SWEEP_INTERVAL: Final = 1.0
+USAGE_INTERVAL: Final = 60.0  # seconds for which last uses of keys are in memory alone
+
+
+class Worker:
+    """What serves on one listening socket.
+
+    Args:
+        config: What to serve.
+        store: Open, and this process's own.
+        audit: This process's own.
+        tidies: Whether it erases what is due; one process of a server does.
+    """
+
+    def __init__(self, config: ServeConfig, store: Store, audit: AuditLog, *, tidies: bool = True) -> None:
+        regions = tuple(dict.fromkeys((config.region, *config.more_regions)))
+        self._config = config
+        realm = Realm(store.account, config.region)
+        self._tools = Tools(store, realm, secrets.token_bytes, regions, events=audit.append)
+        self._audit = audit
+        self._tidies = tidies
+        self._connections: set[Connection] = set()
+
+    def run(
+        self,
+        listener: socket.socket,
+        context: ssl.SSLContext | None,
+        ready: Callable[[], None],
+        *,
+        stop: threading.Event | None = None,
+        lifeline: int | None = None,
+    ) -> None:
+        """Serves until SIGTERM or SIGINT.
+
+        Args:
+            listener: Where clients come in.
+            context: For TLS.
+            ready: Called when requests are answered.
+            stop: Ends it from another thread; signals are then left alone.
+            lifeline: A descriptor; its end of file ends this process too.
+        """
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._run(listener, context, ready, stop, lifeline))
+        self._tools.usages.save(self._tools.store)
+
+    async def _run(
+        self,
+        listener: socket.socket,
+        context: ssl.SSLContext | None,
+        ready: Callable[[], None],
+        stop: threading.Event | None,
+        lifeline: int | None,
+    ) -> None:
+        """Answers until it is told to end; then what is being answered still is."""
+        loop, ending = asyncio.get_running_loop(), asyncio.Event()
+        if stop is None:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, ending.set)
+        if lifeline is not None:
+            loop.add_reader(lifeline, ending.set)
+        face, secure = self._face(), context is not None
+        server = await loop.create_server(
+            lambda: Connection(face, self._connections, secure=secure), sock=listener, ssl=context
+        )
+        chores = [_sweep(self._connections), self._save(), *([self._purge(face)] if self._tidies else [])]
+        chores += [_watch(stop, ending)] if stop else []
+        working = [asyncio.create_task(chore) for chore in chores]
+        ready()
+        await ending.wait()
+        if lifeline is not None:
+            loop.remove_reader(lifeline)
+        server.close()
+        for task in working:
+            task.cancel()
+        await _drain(self._connections, self._config.grace)
+
+    def _face(self) -> KmsFace:
+        config, audit = self._config, self._audit
+        lists = ListFiles(config.crls)
+        service = Service(self._tools, kms_model(), config.roots, audit.append, config.clock, crls=lists.current)
+        return KmsFace(service, Sts(self._tools, audit.append, config.clock), audit.commit)
+
+    async def _purge(self, face: KmsFace) -> None:
+        while True:
+            with contextlib.suppress(Exception):  # a store that is busy or away now, or a full disk, is not later
+                face.release()  # no answer may wait for records that are lost here
+                housekeeping(self._tools, self._config.clock().timestamp())
+                self._audit.commit()
+            await asyncio.sleep(PURGE_INTERVAL)
+
+    async def _save(self) -> None:
+        while True:
+            await asyncio.sleep(USAGE_INTERVAL)
+            with contextlib.suppress(Exception):  # likewise; they are kept until then
+                self._tools.usages.save(self._tools.store)
+
+
+async def _drain(connections: set[Connection], grace: float) -> None:
+    """Lets open requests have their answers, for a while."""
+    for connection in list(connections):
+        connection.end()
+    until = time.monotonic() + grace
+    while connections and time.monotonic() < until:  # noqa: ASYNC110 - they leave one by one, at the end alone
+        await asyncio.sleep(0.01)
+    for connection in list(connections):
+        connection.abort()
+    await asyncio.sleep(0)
+
+
+async def _sweep(connections: set[Connection]) -> None:
+    """Ends the connections whose time is over."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        await asyncio.sleep(SWEEP_INTERVAL)
+        now = clock()
+        for connection in [one for one in connections if one.deadline <= now]:
+            connection.expire()
+
+
+async def _watch(stop: threading.Event, ending: asyncio.Event) -> None:
+    while not stop.is_set():  # noqa: ASYNC110 - the event belongs to another thread
+        await asyncio.sleep(0.05)
+    ending.set()
