@@ -77,7 +77,13 @@ class Running:
         return (self.directory / f"{label}.conf").read_text().split("pin-value=")[1].split('"')[0].encode()
 
     def sign(self, label: str = "web") -> bool:
-        """Whether a p11-kit client gets a signature through the agent's socket."""
+        """Whether a p11-kit client gets a signature through the agent's socket now."""
+        try:
+            return self._sign(label)
+        except (OSError, KeyError):  # between two enclaves
+            return False
+
+    def _sign(self, label: str) -> bool:
         wire = Wire(self.directory / "run" / "p11.sock")
         try:
             wire.begin()
@@ -186,7 +192,7 @@ def test_a_dead_enclave_is_replaced_and_its_keys_restored(kms: Parts, tmp_path: 
         held.close()
         eventually(lambda: running.launcher.starts == 2 and running.serves(), str(running.log))
         assert running.status()["enclave"]["id"] != enclave
-        eventually(lambda: _tried(running.sign))
+        eventually(running.sign)
         assert running.certificate() == before
         assert running.launcher.starts == 2
 
@@ -279,10 +285,3 @@ def test_nothing_listens_where_another_agent_does(kms: Parts, tmp_path: Path) ->
         other.listen()
         with pytest.raises(AssertionError, match="another program listens there"), agent(kms, tmp_path, born(tmp_path)):
             pass
-
-
-def _tried(function: Callable[[], bool]) -> bool:
-    try:
-        return function()
-    except (OSError, KeyError):
-        return False

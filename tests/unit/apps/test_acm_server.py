@@ -224,13 +224,12 @@ def test_connections_are_limited(path: Path, monkeypatch: pytest.MonkeyPatch, wi
 
 def test_a_client_that_says_nothing_is_let_go(device: Slots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until its first request is whole a connection has limited time; one that made a request may rest."""
-    monkeypatch.setattr(server, "HANDSHAKE_SECONDS", 0.3)
     with serving(device, unix_address(tmp_path)), closing(Wire(tmp_path / "p11.sock")) as resting:
         resting.begin()
+        monkeypatch.setattr(server, "HANDSHAKE_SECONDS", 0.3)
         with closing(Wire(tmp_path / "p11.sock")) as silent:
             silent.socket.sendall(b"\0")
-            assert silent.stream.read(1) == b"\0"
-            assert silent.ended()
+            assert silent.stream.read() in {b"\0", b""}  # and the end
         assert signs(resting)
 
 
