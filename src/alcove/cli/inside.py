@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "run": ("alcove.cli.inside_run", "run an application, with what it needs beside it"),
     "egress": ("alcove.cli.inside_egress", "an HTTP proxy on the enclave's loopback, whose list is measured"),
     "ingress": ("alcove.cli.inside_ingress", "lead vsock ports to TCP servers on the enclave's loopback"),
+    "credentials": ("alcove.cli.inside_credentials", "the parent's credentials, for unmodified SDKs"),
     "kms-proxy": ("alcove.cli.inside_kms_proxy", "KMS on loopback for any AWS SDK, attested"),
     "attestation-server": ("alcove.cli.inside_attestation", "attestation documents by HTTP on loopback"),
     "kmstool": ("alcove.cli.inside_kmstool", "kmstool-enclave's protocol on vsock port 3000"),

@@ -6,10 +6,12 @@ import argparse
 import asyncio
 from typing import Final
 
+from alcove.cli.inside_credentials import TCP_PORT
 from alcove.cli.inside_egress import add_egress, egress_config
 from alcove.errors import UsageError
-from alcove.proxy import companions, ports
+from alcove.proxy import companions, lease, ports
 from alcove.proxy.companions import Companions
+from alcove.proxy.ports import Mapping
 
 _EXAMPLE: Final = """\
 example, in a Dockerfile:
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="VSOCKPORT[:TCPPORT]",
         help="lead a vsock port to a server",
     )
+    parser.add_argument("--credentials", action="store_true", help="the parent's credentials, where SDKs look for them")
     parser.add_argument("program", metavar="PROGRAM")
     parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER)
 
@@ -41,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         egress_config(arguments) if arguments.egress else None,
         resolver=arguments.dns,
         ingress=[ports.parse(text, max_port=ports.MAX_VSOCK, max_target=ports.MAX_TCP) for text in arguments.ingress],
+        credentials=Mapping("", TCP_PORT, lease.PORT) if arguments.credentials else None,
     )
     if arguments.dns:
         companions.use_resolver()

@@ -18,7 +18,7 @@ from typing import Final
 
 from alcove.errors import AlcoveError, InputError, MachineError
 from alcove.proxy import egress as egress_proxy
-from alcove.proxy import gateways, ingress
+from alcove.proxy import gateways, ingress, lease, outward
 from alcove.proxy.egress import LOOPBACK, Egress, EgressConfig
 from alcove.proxy.ports import Mapping
 from alcove.proxy.rules import Rules, parse
@@ -52,20 +52,25 @@ class Companions:
         egress: The egress proxy, or None.
         resolver: Answer DNS for programs that know no proxy; needs `egress`.
         ingress: From vsock ports to TCP ports.
+        credentials: From a TCP port to the vsock port of the parent's provider, or None.
     """
 
     egress: EgressConfig | None = None
     resolver: bool = False
     ingress: Sequence[Mapping] = ()
+    credentials: Mapping | None = None
 
 
 def environment(companions: Companions) -> dict[str, str]:
-    """The variables by which programs find the proxy."""
+    """The variables by which programs find the proxy, and SDKs the credentials."""
+    found = {}
+    if companions.credentials is not None:
+        found["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = f"http://{LOOPBACK}:{companions.credentials.port}{lease.PATH}"
     if companions.egress is None:
-        return {}
+        return found
     proxy, none = f"http://{LOOPBACK}:{companions.egress.port}", f"localhost,{LOOPBACK},::1"
     values = {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": none}
-    return values | {name.upper(): value for name, value in values.items()}
+    return found | values | {name.upper(): value for name, value in values.items()}
 
 
 async def serve(companions: Companions, stop: asyncio.Event, ready: Callable[[], None]) -> None:
@@ -75,7 +80,10 @@ async def serve(companions: Companions, stop: asyncio.Event, ready: Callable[[],
         MachineError: A port cannot be had.
     """
     services: list[Awaitable[None]] = []
-    waiting = int(companions.egress is not None) + int(companions.resolver) + int(bool(companions.ingress))
+    wanted = (companions.egress is not None, companions.resolver, companions.ingress, companions.credentials)
+    waiting = sum(map(bool, wanted))
+    if not waiting:
+        ready()
 
     def one_more(*_: object) -> None:
         nonlocal waiting
@@ -90,6 +98,8 @@ async def serve(companions: Companions, stop: asyncio.Event, ready: Callable[[],
             services.append(gateways.serve(egress, one_more))
     if companions.ingress:
         services.append(ingress.serve(companions.ingress, stop, one_more))
+    if companions.credentials is not None:
+        services.append(outward.serve(companions.credentials, stop, one_more))
     await until(stop, services)
 
 
@@ -104,8 +114,6 @@ async def run(companions: Companions, program: Sequence[str]) -> int:
     """
     take_descriptors()
     stop, ready = asyncio.Event(), asyncio.Event()
-    if not companions.ingress and companions.egress is None:
-        ready.set()
     serving = asyncio.ensure_future(serve(companions, stop, ready.set))
     started = asyncio.create_task(ready.wait())
     await asyncio.wait((serving, started), return_when=asyncio.FIRST_COMPLETED)
