@@ -113,7 +113,9 @@ def caller_of(tools: Tools, arn: str) -> Identity:
     try:
         principal = parse_principals({"AWS": arn})[0]
     except ValueError:
-        raise UsageError(f"`{arn}` is not the ARN of a principal") from None
+        principal = None
+    if principal is None or principal.kind is Kind.GONE:
+        raise UsageError(f"`{arn}` is not the ARN of a principal")
     realm = tools.realm
     if principal.kind is Kind.ACCOUNT:
         return Identity(

@@ -128,6 +128,10 @@ class KeyStore(Protocol):
         """Keys of a Region in the order of their ids, from the first one greater than `after`."""
         ...
 
+    def keys_naming(self, name: str) -> list[Key]:
+        """The keys, in every Region, whose policy may have this text in it, and perhaps others."""
+        ...
+
     def family(self, key_id: str) -> list[Key]:
         """The keys of this id in every Region; one, unless it is a multi-Region key."""
         ...

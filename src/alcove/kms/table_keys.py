@@ -60,6 +60,11 @@ class KeyTables(Tables):
         """The keys of this id in every Region."""
         return self._keys("key_id=? ORDER BY region", (key_id,))
 
+    def keys_naming(self, name: str) -> list[Key]:
+        """The keys whose policy has a text, or an escape that could stand for a part of it."""
+        where = "replace(policy, ?, '') <> policy OR replace(policy, ?, '') <> policy ORDER BY region, key_id"
+        return self._keys(where, (name, "\\"))
+
     def due(self, now: float) -> list[Key]:
         """Keys of which material has expired, whose rotation is due, or that wait for their replicas to go."""
         waits = KeyState.PENDING_REPLICA_DELETION.value

@@ -11,12 +11,13 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from alcove.errors import UsageError
 from alcove.kms.errors import KmsError
+from alcove.kms.policy.bind import rename_principals
 from alcove.kms.policy.document import PolicyKind, parse_policy
 from alcove.kms.store import KeyStore, Role, User
 
@@ -100,8 +101,12 @@ def remove_user(store: KeyStore, name: str) -> None:
     Raises:
         UsageError: There is no such user.
     """
-    if not store.remove_user(name):
+    user = next((user for user in store.users() if user.name == name), None)
+    if user is None:
         raise no_user(name)
+    with store.transaction():
+        _bind(store, {user_arn(store, name): user.user_id}, name)
+        store.remove_user(name)
 
 
 def user_policies(store: KeyStore, name: str) -> list[Any]:
@@ -153,8 +158,12 @@ def list_roles(store: KeyStore) -> list[dict[str, object]]:
 
 def remove_role(store: KeyStore, name: str) -> None:
     """Removes a role; its sessions end with the next request."""
-    if not store.remove_role(name):
+    role = next((role for role in store.roles() if role.name == name), None)
+    if role is None:
         raise _no_role(name)
+    with store.transaction():
+        _bind(store, {role_arn(store, name): role.role_id}, name, sessions=f":assumed-role/{name}/")
+        store.remove_role(name)
 
 
 def role_policies(store: KeyStore, name: str) -> list[Any]:
@@ -188,6 +197,21 @@ def no_user(name: str) -> UsageError:
 
 def _no_role(name: str) -> UsageError:
     return UsageError(f"there is no role {name}", hint="`alcove kms role list` shows what there is")
+
+
+def _bind(store: KeyStore, ids: Mapping[str, str], name: str, sessions: str = "") -> None:
+    """Puts unique ids in the place of ARNs in key policies, so that nobody who has the name later is meant."""
+
+    def rename(principal: str) -> str:
+        prefix, is_session, session = principal.partition(sessions) if sessions else (principal, "", "")
+        if is_session and prefix.endswith(f":{store.account}"):
+            return f"{next(iter(ids.values()))}:{session}"
+        return ids.get(principal, principal)
+
+    for key in store.keys_naming(name):
+        policy = rename_principals(key.policy, rename)
+        if policy != key.policy:
+            store.save_key(replace(key, policy=policy))
 
 
 def _checked(*, admin: bool, policies: Sequence[str]) -> tuple[str, ...]:

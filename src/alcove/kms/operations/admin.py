@@ -234,6 +234,7 @@ def _check_principals(tools: Tools, policy: PolicyDocument) -> None:
         for principal in statement.principals
         if principal.kind in {Kind.USER, Kind.ROLE} and ours in principal.value
     }
+    named |= {p.value for statement in policy.statements for p in statement.principals if p.kind is Kind.GONE}
     known = {tools.realm.user_arn(user.name) for user in tools.store.users()}
     known |= {tools.realm.role_arn(role.name) for role in tools.store.roles()}
     if named - known:

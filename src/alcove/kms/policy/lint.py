@@ -104,6 +104,9 @@ def _elements(statement: Statement, policy: PolicyDocument, actions: Sequence[st
     for value in statement.resources.values or ():
         if policy.kind is PolicyKind.KEY and ":alias/" in value:
             yield Finding("alias-resource", f"{value}: the ARN of an alias never matches a key", where)
+    for principal in statement.principals:
+        if principal.kind is Kind.GONE:
+            yield Finding("gone-principal", f"{principal.value} is a user or role that was removed", where)
     if statement.allow and statement.not_principal:
         yield Finding("not-principal", "Allow with NotPrincipal opens the key to everyone else", where)
     if statement.allow and _anyone(statement) and not _attested(statement) and not _names_caller(statement):

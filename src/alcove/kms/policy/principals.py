@@ -22,6 +22,7 @@ class Kind(enum.Enum):
     FEDERATED_USER = "federated-user"
     SERVICE = "service"
     FEDERATED = "federated"
+    GONE = "removed"
 
 
 class Reach(enum.IntEnum):
@@ -80,6 +81,7 @@ class Principal:
 
 
 _ACCOUNT = re.compile(r"(?:arn:[a-z0-9-]+:iam::)?([0-9]{12})(:root)?", re.ASCII)
+_UNIQUE_ID = re.compile(r"(AIDA|AROA)[A-Z2-7]{16}(:[\w+=,.@-]+)?", re.ASCII)  # see `bind`
 _ARNS: Final = [
     (Kind.USER, re.compile(r"arn:[a-z0-9-]+:iam::[0-9]{12}:user/[\w+=,.@/-]+", re.ASCII)),
     (Kind.ROLE, re.compile(r"arn:[a-z0-9-]+:iam::[0-9]{12}:role/[\w+=,.@/-]+", re.ASCII)),
@@ -121,6 +123,8 @@ def _parse_one(kind: str, name: str) -> Principal:
     account = _ACCOUNT.fullmatch(name)
     if account and bool(account[2]) == name.startswith("arn:"):
         return Principal(Kind.ACCOUNT, account[1])
+    if _UNIQUE_ID.fullmatch(name):
+        return Principal(Kind.GONE, name)
     for form, pattern in _ARNS:
         if pattern.fullmatch(name):
             return Principal(form, name)
