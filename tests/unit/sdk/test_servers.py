@@ -18,8 +18,8 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from alcove.attestation import PCR, parse_document, verify
 from alcove.errors import MachineError, UsageError
@@ -73,6 +73,22 @@ def test_a_program_that_knows_nothing_gets_its_plaintext(
     record = alcove_kms.records()[-1]
     assert record["userIdentity"]["accessKeyId"] == alcove_kms.environment["AWS_ACCESS_KEY_ID"]
     assert record["additionalEventData"]["recipient"]["attestationDocumentModuleId"] == alcove_nsm.enclave_id
+
+
+def test_shared_secrets_and_random_bytes_come_in_their_own_members(
+    proxy: str, alcove_nsm: SimulatedNSM, alcove_kms: LocalKms
+) -> None:
+    """The two operations whose plaintext is neither a data key's nor a ciphertext's."""
+    pcrs = {"PCR0": alcove_nsm.pcr(0)}
+    agreement = alcove_kms.create_key(pcrs, KeySpec="ECC_NIST_P256", KeyUsage="KEY_AGREEMENT")
+    theirs = load_der_public_key(alcove_kms.admin.get_public_key(KeyId=agreement)["PublicKey"])
+    assert isinstance(theirs, ec.EllipticCurvePublicKey)
+    mine = ec.generate_private_key(ec.SECP256R1())
+    spki = mine.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    client = local_client(proxy)
+    derived = client.derive_shared_secret(KeyId=agreement, KeyAgreementAlgorithm="ECDH", PublicKey=spki)
+    assert derived["SharedSecret"] == mine.exchange(ec.ECDH(), theirs)
+    assert len(client.generate_random(NumberOfBytes=77)["Plaintext"]) == 77
 
 
 def test_other_calls_and_refusals_pass_as_they_are(proxy: str, alcove_nsm: SimulatedNSM, alcove_kms: LocalKms) -> None:
