@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +16,7 @@ from alcove.errors import MachineError, UsageError
 from alcove.sdk import clock, credentials, entropy, nsm
 from alcove.sdk.endpoint import PROXY_PORT, Credentials, Endpoint
 from alcove.sdk.servers.http_server import HttpServer
-from alcove.sdk.servers.kms_proxy import KmsProxy
+from alcove.sdk.servers.kms_proxy import KmsProxy, environment
 from alcove.sdk.tls import TcpTransport, Transport, VsockTransport
 
 DEFAULT_PORT: Final = 4566
@@ -56,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int | None:
     region = arguments.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     own = credentials.source(os.environ, arguments.credentials)
     endpoint = Endpoint(region, own, arguments.endpoint, ca_file=arguments.ca_file, transport=_transport(arguments))
-    local = Credentials(f"LOCAL{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30))
+    local = Credentials.random()
     callers = (lambda: local) if arguments.program else own
     port = arguments.port if arguments.port is not None else 0 if arguments.program else DEFAULT_PORT
     server = HttpServer(KmsProxy(endpoint, callers, keys=arguments.key), port=port)
@@ -66,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int | None:
         server.serve()
         return None
     with server.serving() as url:
-        return _run(arguments.program, _environment(url, region, local, os.environ))
+        kept = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
+        return _run(arguments.program, kept | environment(url, region, local))
 
 
 def _keep_time(module: nsm.Nsm) -> None:
@@ -85,18 +84,7 @@ def _transport(arguments: argparse.Namespace) -> Transport:
     return TcpTransport(host.strip("[]"), int(port))
 
 
-def _environment(url: str, region: str, key: Credentials, outer: Mapping[str, str]) -> dict[str, str]:
-    """The program's variables: the proxy's own credentials are not among them."""
-    kept = {name: value for name, value in outer.items() if name not in _PRIVATE}
-    return kept | {
-        "AWS_ENDPOINT_URL_KMS": url,
-        "AWS_REGION": region,
-        "AWS_DEFAULT_REGION": region,
-        "AWS_ACCESS_KEY_ID": key.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": key.secret_access_key,
-    }
-
-
+# the proxy's own, beside the access key that the program's replaces
 _PRIVATE: Final = {
     "AWS_SESSION_TOKEN", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN",
 }  # fmt: skip

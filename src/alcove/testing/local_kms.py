@@ -33,6 +33,8 @@ from alcove.errors import MachineError
 from alcove.kms.server import DEFAULT_REGION, ServeConfig, serve
 from alcove.kms.sqlite_store import open_store
 from alcove.kms.users import NewUser, add_user
+from alcove.sdk.endpoint import Credentials, Endpoint
+from alcove.sdk.tls import TcpTransport
 
 ATTESTED: Final = (
     "kms:Decrypt", "kms:GenerateDataKey", "kms:GenerateDataKeyPair", "kms:DeriveSharedSecret",
@@ -104,6 +106,14 @@ class LocalKms:
             "AWS_ACCESS_KEY_ID": self._user.access_key_id,
             "AWS_SECRET_ACCESS_KEY": self._user.secret_access_key,
         }
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """It, as programs in an enclave reach it by the SDK, as the application's user."""
+        credentials = Credentials(self._user.access_key_id, self._user.secret_access_key)
+        transport = TcpTransport("127.0.0.1", self._port)
+        host = f"localhost:{self._port}"
+        return Endpoint(self.region, credentials, host, ca_file=str(self.ca_file), transport=transport)
 
     @property
     def admin(self) -> Any:

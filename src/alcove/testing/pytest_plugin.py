@@ -1,5 +1,9 @@
 """The pytest plug-in: an enclave's security module and a KMS that trusts it, for an application's own unit tests.
 
+Programs in other languages are tested as they run in an enclave, below the KMS proxy:
+
+    subprocess.run(["node", "app.js", key], env=os.environ | alcove_kms_proxy)
+
     def test_the_secret_is_decrypted(alcove_nsm, alcove_kms):
         key = alcove_kms.create_key({"PCR0": alcove_nsm.pcr(0)})
         assert my_application.open(alcove_kms.encrypt(key, b"secret")) == b"secret"
@@ -46,3 +50,15 @@ def alcove_kms(
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the credentials that it has found once
         yield kms
+
+
+@pytest.fixture
+def alcove_kms_proxy(alcove_kms: LocalKms) -> Iterator[dict[str, str]]:
+    """What `alcove-enclave kms-proxy` adds to a program's environment, with such a proxy before `alcove_kms`."""
+    from alcove.sdk.endpoint import Credentials  # noqa: PLC0415 - as above
+    from alcove.sdk.servers.http_server import HttpServer  # noqa: PLC0415
+    from alcove.sdk.servers.kms_proxy import KmsProxy, environment  # noqa: PLC0415
+
+    local = Credentials.random()
+    with HttpServer(KmsProxy(alcove_kms.endpoint, lambda: local)).serving() as url:
+        yield environment(url, alcove_kms.region, local)

@@ -38,12 +38,6 @@ LOCAL = Credentials("LOCALKEY", "local secret")
 REMOTE = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
-def endpoint(kms: LocalKms) -> Endpoint:
-    given = Credentials(*(kms.environment[name] for name in REMOTE))
-    transport = TcpTransport("127.0.0.1", kms.port)
-    return Endpoint(kms.region, given, urlsplit(kms.url).netloc, ca_file=str(kms.ca_file), transport=transport)
-
-
 def local_client(url: str, key: Credentials = LOCAL, region: str = "us-east-1") -> Any:
     return boto3.Session(key.access_key_id, key.secret_access_key, key.session_token, region_name=region).client(
         "kms", endpoint_url=url, config=Config(retries={"max_attempts": 0})
@@ -53,7 +47,7 @@ def local_client(url: str, key: Credentials = LOCAL, region: str = "us-east-1") 
 @pytest.fixture
 def proxy(alcove_nsm: SimulatedNSM, alcove_kms: LocalKms) -> Iterator[str]:
     """The URL of a proxy before the KMS; its callers have another access key than it has."""
-    with HttpServer(KmsProxy(endpoint(alcove_kms), lambda: LOCAL)).serving() as url:
+    with HttpServer(KmsProxy(alcove_kms.endpoint, lambda: LOCAL)).serving() as url:
         yield url
 
 
@@ -143,7 +137,7 @@ def test_keys_can_be_named(alcove_nsm: SimulatedNSM, alcove_kms: LocalKms) -> No
     """An answer from a key that is not one of the proxy's is refused, also without a KeyId in the call."""
     pcrs = {"PCR0": alcove_nsm.pcr(0)}
     mine, other = alcove_kms.create_key(pcrs), alcove_kms.create_key(pcrs)
-    with HttpServer(KmsProxy(endpoint(alcove_kms), lambda: LOCAL, keys=[mine])).serving() as url:
+    with HttpServer(KmsProxy(alcove_kms.endpoint, lambda: LOCAL, keys=[mine])).serving() as url:
         client = local_client(url)
         for key, fine in ((mine, True), (other, False)):
             blob = base64.b64decode(alcove_kms.encrypt(key, b"secret"))

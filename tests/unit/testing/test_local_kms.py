@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,6 +54,26 @@ def test_the_plug_in_is_there_for_other_projects(pytester: pytest.Pytester, monk
         """
     )
     pytester.runpytest_inprocess("-q").assert_outcomes(passed=2)
+
+
+PLAIN = """
+import base64, boto3, sys
+made = boto3.client("kms").generate_data_key(KeyId=sys.argv[1], KeySpec="AES_256")
+print(len(made["Plaintext"]))
+"""
+
+
+def test_a_program_in_any_language_is_tested_below_a_proxy(
+    alcove_nsm: Any, alcove_kms: Any, alcove_kms_proxy: dict[str, str]
+) -> None:
+    """A process that knows nothing of Alcove gets its data key with the fixture's environment, and that alone."""
+    key = alcove_kms.create_key({"PCR0": alcove_nsm.pcr(0)})
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, key], env={"PATH": os.environ["PATH"], **alcove_kms_proxy},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "32\n"), done.stderr
+    assert "recipient" in alcove_kms.records()[-1]["additionalEventData"]
 
 
 def test_its_files_are_in_its_directory(alcove_kms: Any) -> None:

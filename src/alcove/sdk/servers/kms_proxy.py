@@ -122,6 +122,17 @@ class KmsProxy:
             raise _RefusedError("InvalidSignatureException", f"{error} (said by alcove-enclave kms-proxy)") from None
 
 
+def environment(url: str, region: str, key: Credentials) -> dict[str, str]:
+    """The variables that lead a program's AWS SDK to a proxy."""
+    return {
+        "AWS_ENDPOINT_URL_KMS": url,
+        "AWS_REGION": region,
+        "AWS_DEFAULT_REGION": region,
+        "AWS_ACCESS_KEY_ID": key.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": key.secret_access_key,
+    }
+
+
 def _members(body: bytes) -> dict[str, Any]:
     try:
         members = json.loads(body) if body else {}
