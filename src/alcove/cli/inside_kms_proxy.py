@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = _TEXT, _EXAMPLE
     parser.add_argument("--port", type=int, help=f"on 127.0.0.1; {DEFAULT_PORT}, or a free one for a PROGRAM")
     parser.add_argument("--region", help="AWS_REGION by default, or us-east-1")
-    parser.add_argument("--endpoint", metavar="HOST[:PORT]", help="KMS's name, which its certificate must carry")
-    parser.add_argument("--ca-file", metavar="PEM", help="what KMS is trusted by; the image's trust store by default")
+    parser.add_argument("--endpoint", metavar="HOST[:PORT]", help="of AWS_ENDPOINT_URL_KMS by default, or AWS's")
+    parser.add_argument("--ca-file", metavar="PEM", help="AWS_CA_BUNDLE by default, or the image's trust store")
     parser.add_argument("--proxy-port", type=vsock_port, default=PROXY_PORT, help="vsock-proxy's port on the parent")
     parser.add_argument("--connect", metavar="HOST:PORT", help="reach KMS over TCP instead")
     parser.add_argument("--credentials", type=Path, metavar="FILE", help="JSON, read again before each call")
@@ -53,7 +53,9 @@ def run(arguments: argparse.Namespace) -> int | None:
     _keep_time(module)
     region = arguments.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     own = credentials.source(os.environ, arguments.credentials)
-    endpoint = Endpoint(region, own, arguments.endpoint, ca_file=arguments.ca_file, transport=_transport(arguments))
+    host = arguments.endpoint or _host(os.environ.get("AWS_ENDPOINT_URL_KMS", ""))
+    ca_file = arguments.ca_file or os.environ.get("AWS_CA_BUNDLE") or None
+    endpoint = Endpoint(region, own, host, ca_file=ca_file, transport=_transport(arguments))
     local = Credentials.random()
     callers = (lambda: local) if arguments.program else own
     port = arguments.port if arguments.port is not None else 0 if arguments.program else DEFAULT_PORT
@@ -66,6 +68,11 @@ def run(arguments: argparse.Namespace) -> int | None:
     with server.serving() as url:
         kept = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
         return _run(arguments.program, kept | environment(url, region, local))
+
+
+def _host(url: str) -> str | None:
+    """The KMS that the environment names; one without TLS is this proxy, as its callers see it."""
+    return url.removeprefix("https://").rstrip("/") if url.startswith("https://") else None
 
 
 def _keep_time(module: nsm.Nsm) -> None:

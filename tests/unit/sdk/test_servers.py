@@ -350,6 +350,22 @@ def test_a_program_below_the_proxy_has_a_key_of_its_own(alcove_kms: LocalKms) ->
     assert "real" not in said.lower()
 
 
+CALL = """
+import boto3, sys
+print(len(boto3.client("kms").generate_random(NumberOfBytes=9)["Plaintext"]))
+"""
+
+
+def test_the_environment_names_the_kms(alcove_kms: LocalKms) -> None:
+    """AWS_ENDPOINT_URL_KMS and AWS_CA_BUNDLE name the KMS to the proxy; one that does not trust us says so."""
+    flags = ("--connect", f"127.0.0.1:{alcove_kms.port}")
+    with program("kms-proxy", *flags, "--", sys.executable, "-c", CALL, **alcove_kms.environment) as running:
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert "attestation document" in errors
+    assert alcove_kms.records()[-1]["eventName"] == "GenerateRandom"
+
+
 def test_signals_reach_the_program(alcove_kms: LocalKms) -> None:
     """SIGTERM is handed on, and the program's answer to it is the status."""
     handler = "import signal, sys; signal.signal(15, lambda *_: sys.exit(9)); print('up', flush=True); signal.pause()"
