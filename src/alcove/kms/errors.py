@@ -6,6 +6,7 @@ Core: the one place where a refusal becomes a status and a JSON body.
 from __future__ import annotations
 
 import json
+from pathlib import PurePath
 from typing import Final
 
 from alcove.errors import AlcoveError
@@ -39,6 +40,17 @@ class KmsError(AlcoveError):
         if self.text is not None:
             answer["Message" if self.kind == "AccessDeniedException" else "message"] = self.text
         return json.dumps(answer).encode()
+
+
+def internal(error: BaseException) -> KmsError:
+    """What stands for a mistake of ours; the audit log says where it was made, and nothing of what was in it."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f" at {PurePath(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place else ""
+    why = f": {error.strerror}" if isinstance(error, OSError) else ""  # other texts could have a secret in them
+    because = f"{type(error).__name__}{where}{why}"
+    return KmsError("KMSInternalException", "The request could not be served.", because=because)
 
 
 def validation(message: str, *, because: str = "") -> KmsError:

@@ -31,7 +31,7 @@ from alcove.kms.authorize import authorize
 from alcove.kms.call import Answer, Call, Peer, Tools, new_id
 from alcove.kms.claim import SignedRequest, region_of
 from alcove.kms.credentials import identify
-from alcove.kms.errors import KmsError, unsupported
+from alcove.kms.errors import KmsError, internal, unsupported
 from alcove.kms.keys import Realm, check_state
 from alcove.kms.material import KeyPending
 from alcove.kms.model import ALSO_ATTESTED, TARGET_PREFIX, Model
@@ -115,7 +115,7 @@ class Service:
             trail.error = error
             raise
         except Exception as error:
-            trail.error = KmsError("KMSInternalException", "The request could not be served.", because=repr(error))
+            trail.error = internal(error)
             raise trail.error from error
         finally:
             if trail.ended:

@@ -20,7 +20,7 @@ from alcove.kms.call import Answer, Call, Peer, Tools, new_id
 from alcove.kms.claim import SignedRequest
 from alcove.kms.context import request_context
 from alcove.kms.credentials import identify
-from alcove.kms.errors import KmsError
+from alcove.kms.errors import KmsError, internal
 from alcove.kms.policy.evaluate import Access, Why, evaluate
 from alcove.kms.record import Trail
 from alcove.kms.sessions import LABEL, Sealer, Session
@@ -88,7 +88,7 @@ class Sts:
             trail.error = error
             raise
         except Exception as error:
-            trail.error = KmsError("KMSInternalException", "The request could not be served.", because=repr(error))
+            trail.error = internal(error)
             raise trail.error from error
         finally:
             self._write(trail)

@@ -107,6 +107,21 @@ def test_refused_and_dry_calls_are_recorded(kms: InProcess) -> None:
     assert decision["conditions"] == [{"statement": "small hours", **condition, "actual": "Demo"}]
 
 
+def test_a_mistake_of_ours_is_recorded_by_its_place(kms: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which line it was, and not a word of what was at hand there: that could be a secret."""
+
+    def broken(*_arguments: object) -> bytes:
+        raise ValueError("material: c2VjcmV0")
+
+    monkeypatch.setattr("alcove.kms.operations.crypto.seal", broken)
+    key = kms.call("CreateKey")["KeyMetadata"]["KeyId"]
+    answer = kms.send("Encrypt", json.dumps({"KeyId": key, "Plaintext": "eA=="}).encode())
+    assert (answer.status, json.loads(answer.body)["__type"]) == (500, "KMSInternalException")
+    assert kms.records[-1]["additionalEventData"]["because"].startswith("ValueError at test_records.py:")
+    assert b"c2VjcmV0" not in answer.body
+    assert "c2VjcmV0" not in json.dumps(kms.records[-1])
+
+
 def test_what_changes_something_is_not_read_only(kms: InProcess) -> None:
     """As CloudTrail has it: every cryptographic operation reads, whatever it makes."""
     key = kms.call("CreateKey", MultiRegion=True)["KeyMetadata"]["KeyId"]
