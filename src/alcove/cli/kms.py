@@ -53,6 +53,7 @@ def add_commands(commands: Commands) -> None:
         metavar="REGION",
         help="a Region that is served (again for more); default: AWS_REGION, or us-east-1",
     )
+    parser.add_argument("--log", metavar="FILE", help="refusals, faults and dead workers as JSON lines; - for stderr")
     add_store_flags(parser)
     kms_users.add_commands(group)
     kms_policy.add_commands(group)
@@ -63,6 +64,7 @@ def add_commands(commands: Commands) -> None:
 def serve(arguments: argparse.Namespace) -> None:
     """Serve until a signal ends it."""
     from alcove.cli.attest_inputs import parse_roots  # noqa: PLC0415 - other commands do not need the KMS
+    from alcove.kms.log import open_log, silent  # noqa: PLC0415
     from alcove.kms.server import ServeConfig  # noqa: PLC0415
     from alcove.kms.server import serve as serve_kms  # noqa: PLC0415
 
@@ -86,6 +88,7 @@ def serve(arguments: argparse.Namespace) -> None:
         region=regions[0],
         more_regions=tuple(regions[1:]),
         workers=arguments.workers,
+        log=open_log(arguments.log) if arguments.log else silent,
     )
 
     def ready(url: str) -> None:

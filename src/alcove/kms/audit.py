@@ -46,6 +46,11 @@ class AuditLog:
             os.close(self._file)
             raise UsageError(f"the last record of the audit log {path} is damaged", hint="move the file away") from None
 
+    @property
+    def broken(self) -> bool:
+        """Whether it takes no more records."""
+        return self._broken
+
     def append(self, record: Mapping[str, Any]) -> None:
         """Takes one record into the chain; it is durable after the next `commit`.
 

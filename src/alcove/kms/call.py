@@ -39,12 +39,13 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, body and request id of an answer, and what the body is."""
+    """Status, body and request id of an answer, what the body is, and the class of the error that it tells, if any."""
 
     status: int
     body: bytes
     request_id: str
     content_type: str = "application/x-amz-json-1.1"
+    kind: str = ""
 
 
 def _unheard(record: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from alcove.attestation.verify import Root
+from alcove.kms.log import Log, silent
 from alcove.kms.rootplace import RootPlace
 
 DEFAULT_REGION: Final = "us-east-1"
@@ -37,6 +38,7 @@ class ServeConfig:
         account: Account id of a new store; None takes the store's own.
         workers: Processes, each with an audit log of its own.
         clock: Aware time; by it keys expire, rotate and vanish.
+        log: Told what operators want to know.
         grace: Seconds that open connections get at the end.
     """
 
@@ -55,3 +57,4 @@ class ServeConfig:
     more_regions: tuple[str, ...] = ()
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     grace: int = GRACE
+    log: Log = silent

@@ -7,20 +7,44 @@ one wait for the disk serves them all.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from alcove.kms.call import Answer, Peer
 from alcove.kms.claim import SignedRequest
 from alcove.kms.connection import Respond
 from alcove.kms.errors import KmsError
+from alcove.kms.log import Log, silent
 from alcove.kms.material import KeyPending, make_pair
+from alcove.kms.metrics import CONTENT_TYPE, OTHER, Metrics, outcome_of
 from alcove.kms.service import Service
 from alcove.kms.sts import Sts, is_sts
 
 MAX_MAKERS: Final = 2  # RSA keys that are being made at once
 _METHODS: Final = ("POST", "GET")
+STS: Final = "sts"  # as an operation that is counted
+_PAGES: Final = frozenset({"/ping", "/health", "/metrics"})  # for anyone; there is nothing in them of keys or callers
 _HEALTHY: Final = Answer(200, b'{"status":"healthy"}', "", "application/json")
+_UNHEALTHY: Final = Answer(503, b'{"status":"unhealthy"}', "", "application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What operators are shown.
+
+    Attributes:
+        metrics: Of all workers.
+        count: Counts an answer of this one: operation, outcome, seconds.
+        healthy: Whether requests can be served now.
+        log: Told of faults.
+    """
+
+    metrics: Metrics
+    count: Callable[[str, int, float], None]
+    healthy: Callable[[], bool]
+    log: Log = silent
 
 
 class KmsFace:
@@ -30,56 +54,75 @@ class KmsFace:
         service: The KMS.
         sts: STS beside it.
         commit: Makes the records of all answers so far durable; raises OSError when it cannot.
+        watch: What operators are shown.
     """
 
-    def __init__(self, service: Service, sts: Sts, commit: Callable[[], None]) -> None:
+    def __init__(self, service: Service, sts: Sts, commit: Callable[[], None], watch: Watch) -> None:
         self._service = service
         self._sts = sts
         self._commit = commit
+        self._watch = watch
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[tuple[Respond, Answer]] = []
+        self._waiting: list[tuple[Respond, Answer, str, float]] = []  # with operation, and when it began
         self._makers = asyncio.Semaphore(MAX_MAKERS)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def handle(self, request: SignedRequest, peer: Peer, respond: Respond) -> None:
         """Has `respond` called with the answer to a request, in a later turn of the event loop."""
-        if request.method == "GET" and request.path == "/ping":
-            self._answer(respond, _HEALTHY)
+        began = time.perf_counter()
+        if request.method == "GET" and request.path in _PAGES:
+            self._loop.call_soon(respond, self._page(request.path))  # not at once: hundreds may be in one packet
         elif request.path == "/" and request.method in _METHODS and is_sts(request):  # GET: a presigned request
-            self._answer(respond, self._sts.handle(request, peer))
+            self._answer(respond, self._sts.handle(request, peer), STS, began)
         elif request.path == "/" and request.method == "POST":
-            self._serve(request, peer, respond)
+            self._serve(request, peer, respond, began)
         else:
             error = KmsError("UnknownOperationException", "requests are made with POST /")
-            self._answer(respond, Answer(error.status, error.body(), ""))
+            self._answer(respond, Answer(error.status, error.body(), "", kind=error.kind), OTHER, began)
 
-    def _serve(self, request: SignedRequest, peer: Peer, respond: Respond) -> None:
+    def _page(self, path: str) -> Answer:
+        if path == "/metrics":
+            return Answer(200, self._watch.metrics.exposition(), "", CONTENT_TYPE)
+        return _HEALTHY if path == "/ping" or self._watch.healthy() else _UNHEALTHY
+
+    def _serve(self, request: SignedRequest, peer: Peer, respond: Respond, began: float) -> None:
+        operation = (request.value("x-amz-target") or "").rpartition(".")[2]
         try:
             answer = self._service.handle(request, peer)
         except KeyPending as pending:
-            task = asyncio.create_task(self._make(pending.spec, request, peer, respond))
+            task = asyncio.create_task(self._make(pending.spec, request, peer, respond, began))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         else:
-            self._answer(respond, answer)
+            self._answer(respond, answer, operation, began)
 
-    async def _make(self, spec: str, request: SignedRequest, peer: Peer, respond: Respond) -> None:
+    async def _make(self, spec: str, request: SignedRequest, peer: Peer, respond: Respond, began: float) -> None:
         async with self._makers:
             made = await asyncio.to_thread(make_pair, spec)
-        self._answer(respond, self._service.handle(request, peer, made))
+        operation = (request.value("x-amz-target") or "").rpartition(".")[2]
+        self._answer(respond, self._service.handle(request, peer, made), operation, began)
 
-    def _answer(self, respond: Respond, answer: Answer) -> None:
+    def _answer(self, respond: Respond, answer: Answer, operation: str, began: float) -> None:
         if not self._waiting:
             self._loop.call_soon(self.release)
-        self._waiting.append((respond, answer))
+        self._waiting.append((respond, answer, operation, began))
 
     def release(self) -> None:
         """Makes the records of the answers that wait durable, and lets them go; without a record, as faults."""
         waiting, self._waiting = self._waiting, []
+        lost = False
         try:
             self._commit()
-        except OSError:
-            fault = KmsError("KMSInternalException", "The call could not be recorded.")
-            waiting = [(respond, Answer(fault.status, fault.body(), answer.request_id)) for respond, answer in waiting]
-        for respond, answer in waiting:
+        except OSError as error:
+            lost = True
+            self._watch.log("fault", error="the audit log cannot be written", because=error.strerror or "")
+        now = time.perf_counter()
+        for respond, given, operation, began in waiting:
+            answer = _unrecorded(given) if lost else given
+            self._watch.count(operation, outcome_of(answer.status, answer.kind), now - began)
             respond(answer)
+
+
+def _unrecorded(answer: Answer) -> Answer:
+    fault = KmsError("KMSInternalException", "The call could not be recorded.")
+    return Answer(fault.status, fault.body(), answer.request_id, kind=fault.kind)

@@ -14,7 +14,7 @@ from alcove.kms.audit import AuditLog
 from alcove.kms.config import DEFAULT_REGION, GRACE, ServeConfig
 from alcove.kms.stores import Store, open_store
 from alcove.kms.supervisor import Supervisor
-from alcove.kms.worker import Worker
+from alcove.kms.worker import Worker, new_metrics
 
 __all__ = ["DEFAULT_REGION", "GRACE", "ServeConfig", "serve"]
 
@@ -51,7 +51,7 @@ def serve(
         if config.workers == 1:
             store = stack.enter_context(contextlib.closing(_open(config)))
             audit = stack.enter_context(contextlib.closing(AuditLog(config.audit)))
-            Worker(config, store, audit).run(listeners[0], context, told, stop=stop)
+            Worker(config, store, audit, new_metrics(1)).run(listeners[0], context, told, stop=stop)
         else:
             with contextlib.closing(_open(config)) as store:  # a connection to a database does not survive a fork
                 root = store.root_key

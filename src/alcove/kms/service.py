@@ -33,6 +33,7 @@ from alcove.kms.claim import SignedRequest, region_of
 from alcove.kms.credentials import identify
 from alcove.kms.errors import KmsError, internal, unsupported
 from alcove.kms.keys import Realm, check_state
+from alcove.kms.log import Log, place_of, silent
 from alcove.kms.material import KeyPending
 from alcove.kms.model import ALSO_ATTESTED, TARGET_PREFIX, Model
 from alcove.kms.operations.table import OPERATIONS, Operation
@@ -53,6 +54,7 @@ class Service:
         audit: Writes one record durably; raises OSError when it cannot.
         clock: Aware time.
         crls: Revocation lists as they are now; AlcoveError when that cannot be told.
+        log: Told of refusals and faults.
     """
 
     def __init__(
@@ -64,11 +66,13 @@ class Service:
         clock: Callable[[], datetime],
         *,
         crls: Callable[[], RevocationLists | None] = lambda: None,
+        log: Log = silent,
     ) -> None:
         self._tools = tools
         self._model = model
         self._roots = tuple(roots)
         self._audit = audit
+        self._log = log
         self._clock = clock
         self._crls = crls
         self._chains = ChainCache()
@@ -93,10 +97,11 @@ class Service:
         except KeyPending:
             raise
         except KmsError as error:
-            return Answer(error.status, error.body(), request_id)
-        except Exception:  # noqa: BLE001 - the store failed before there was a record to write it in
+            return Answer(error.status, error.body(), request_id, kind=error.kind)
+        except Exception as error:  # noqa: BLE001 - the store failed before there was a record to write it in
+            self._log("fault", request_id=request_id, error=place_of(error))
             fault = KmsError("KMSInternalException", "The request could not be served.")
-            return Answer(fault.status, fault.body(), request_id)
+            return Answer(fault.status, fault.body(), request_id, kind=fault.kind)
 
     def _handle(self, request: SignedRequest, peer: Peer, request_id: str, made: bytes | None) -> bytes:
         now = self._clock()
@@ -118,9 +123,29 @@ class Service:
             trail.error = internal(error)
             raise trail.error from error
         finally:
+            if trail.error is not None:
+                self._tell(trail)
             if trail.ended:
                 self._write(trail, tools.realm)  # 8
         return body
+
+    def _tell(self, trail: Trail) -> None:
+        """Tells the operator of a refusal or a fault; the audit log has the rest under the same request id."""
+        error, cause = trail.error, trail.error.__cause__ if trail.error else None
+        if error is None:
+            return
+        decided = {"because": error.text} if error.kind == "AccessDeniedException" else {}
+        fault = {"because": place_of(cause)} if error.status == 500 and cause else {}
+        self._log(
+            "fault" if error.status == 500 else "refused",
+            request_id=trail.request_id,
+            operation=trail.operation,
+            error=error.kind,
+            caller=trail.identity.caller.arn,
+            address=trail.peer.address,
+            **decided,
+            **fault,
+        )
 
     def _perform(
         self, tools: Tools, request: SignedRequest, target: str, trail: Trail, made: bytes | None

@@ -256,6 +256,10 @@ class KeyStore(Protocol):
         """One role, by its id."""
         ...
 
+    def check(self) -> None:
+        """Returns when the database answers, and raises what it raises otherwise."""
+        ...
+
     def close(self) -> None:
         """Lets go of the database."""
         ...

@@ -185,7 +185,9 @@ def _refusal(error: KmsError, request_id: str) -> Answer:
     code, status = _ERRORS.get(error.kind, ("InternalFailure", 500))
     told = {"Type": "Receiver" if status == 500 else "Sender", "Code": code, "Message": error.text or code}
     inner = _elements({"Error": told, "RequestId": request_id})
-    return Answer(status, f'<ErrorResponse xmlns="{XMLNS}">{inner}</ErrorResponse>'.encode(), request_id, CONTENT_TYPE)
+    return Answer(
+        status, f'<ErrorResponse xmlns="{XMLNS}">{inner}</ErrorResponse>'.encode(), request_id, CONTENT_TYPE, error.kind
+    )
 
 
 def _elements(values: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ from alcove.kms.config import ServeConfig
 from alcove.kms.rootkey import RootKey
 from alcove.kms.rootplace import KnownRoot
 from alcove.kms.stores import open_store
-from alcove.kms.worker import Worker
+from alcove.kms.worker import Worker, new_metrics
 
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
 START_TIME: Final = 60.0  # seconds that a worker has to start
@@ -75,6 +75,7 @@ class Supervisor:
         self._context = context()
         self._lifeline, self._life = os.pipe()
         self._deaths = 0
+        self._metrics = new_metrics(len(self._slots))
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serves until SIGTERM or SIGINT.
@@ -104,6 +105,7 @@ class Supervisor:
                 return
             self._replace_dead()
             if number == signal.SIGHUP:
+                self._config.log("restarting the workers")
                 with contextlib.suppress(UsageError):  # files that do not fit: the ones that do stay in use
                     self._context = self._make_context()
                 for slot in self._slots:
@@ -113,6 +115,7 @@ class Supervisor:
     def _replace_dead(self) -> None:
         for slot in self._slots:
             while os.waitpid(slot.process, os.WNOHANG)[0]:
+                self._config.log("worker died", number=slot.number + 1, process=slot.process)
                 well = time.monotonic() - slot.started > STEADY
                 self._deaths = 0 if well else self._deaths + 1
                 slot.process = 0
@@ -170,7 +173,7 @@ class Supervisor:
                 os.write(tells, b"ready")
                 os.close(tells)
 
-            worker = Worker(config, store, audit, tidies=slot.number == 0)
+            worker = Worker(config, store, audit, self._metrics, number=slot.number)
             worker.run(slot.listener, self._context, ready, lifeline=self._lifeline)
 
     def _end(self) -> None:

@@ -39,6 +39,10 @@ class RootTables(UserTables):
         """The fingerprint of the root key."""
         return self._root.fingerprint
 
+    def check(self) -> None:
+        """Returns when the database answers."""
+        self._database.execute("SELECT 1 FROM meta WHERE name='verifier'").fetchone()
+
     @property
     def root_key(self) -> RootKey:
         """The root key."""

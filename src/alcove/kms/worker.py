@@ -19,9 +19,10 @@ from alcove.kms.audit import AuditLog
 from alcove.kms.call import Tools
 from alcove.kms.config import ServeConfig
 from alcove.kms.connection import Connection
-from alcove.kms.http import KmsFace
+from alcove.kms.http import STS, KmsFace, Watch
 from alcove.kms.keys import Realm
 from alcove.kms.list_files import ListFiles
+from alcove.kms.metrics import Metrics
 from alcove.kms.model import kms_model
 from alcove.kms.service import Service
 from alcove.kms.stores import Store
@@ -40,16 +41,20 @@ class Worker:
         config: What to serve.
         store: Open, and this process's own.
         audit: This process's own.
-        tidies: Whether it erases what is due; one process of a server does.
+        metrics: Of all workers.
+        number: This one's, from 0. The first one erases what is due.
     """
 
-    def __init__(self, config: ServeConfig, store: Store, audit: AuditLog, *, tidies: bool = True) -> None:
+    def __init__(
+        self, config: ServeConfig, store: Store, audit: AuditLog, metrics: Metrics, *, number: int = 0
+    ) -> None:
         regions = tuple(dict.fromkeys((config.region, *config.more_regions)))
         self._config = config
         realm = Realm(store.account, config.region)
         self._tools = Tools(store, realm, secrets.token_bytes, regions, events=audit.append)
         self._audit = audit
-        self._tidies = tidies
+        self._metrics = metrics
+        self._number = number
         self._connections: set[Connection] = set()
 
     def run(
@@ -93,7 +98,7 @@ class Worker:
         server = await loop.create_server(
             lambda: Connection(face, self._connections, secure=secure), sock=listener, ssl=context
         )
-        chores = [_sweep(self._connections), self._save(), *([self._purge(face)] if self._tidies else [])]
+        chores = [_sweep(self._connections), self._save(), *([self._purge(face)] if self._number == 0 else [])]
         chores += [_watch(stop, ending)] if stop else []
         working = [asyncio.create_task(chore) for chore in chores]
         ready()
@@ -108,8 +113,18 @@ class Worker:
     def _face(self) -> KmsFace:
         config, audit = self._config, self._audit
         lists = ListFiles(config.crls)
-        service = Service(self._tools, kms_model(), config.roots, audit.append, config.clock, crls=lists.current)
-        return KmsFace(service, Sts(self._tools, audit.append, config.clock), audit.commit)
+        service = Service(
+            self._tools, kms_model(), config.roots, audit.append, config.clock, crls=lists.current, log=config.log
+        )
+        watch = Watch(self._metrics, self._metrics.counter(self._number), self._healthy, config.log)
+        return KmsFace(service, Sts(self._tools, audit.append, config.clock), audit.commit, watch)
+
+    def _healthy(self) -> bool:
+        """Whether the store answers and the audit log takes records."""
+        with contextlib.suppress(Exception):
+            self._tools.store.check()
+            return not self._audit.broken
+        return False
 
     async def _purge(self, face: KmsFace) -> None:
         while True:
@@ -152,3 +167,8 @@ async def _watch(stop: threading.Event, ending: asyncio.Event) -> None:
     while not stop.is_set():  # noqa: ASYNC110 - the event belongs to another thread
         await asyncio.sleep(0.05)
     ending.set()
+
+
+def new_metrics(workers: int) -> Metrics:
+    """Nothing counted yet, of every operation that there is."""
+    return Metrics([*kms_model().operations, STS], workers)
