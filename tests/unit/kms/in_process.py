@@ -19,7 +19,7 @@ from alcove.kms.keys import Realm
 from alcove.kms.material import KeyPending, make_pair
 from alcove.kms.model import kms_model
 from alcove.kms.service import Service
-from alcove.kms.sqlite_store import SqliteStore, open_store
+from alcove.kms.stores import Store, open_store
 from alcove.kms.users import NewUser, add_user
 from alcove.sdk.sigv4 import authorization
 
@@ -34,7 +34,7 @@ class InProcess:
     """A service on a store of its own, and its administrator."""
 
     service: Service
-    store: SqliteStore
+    store: Store
     admin: NewUser
     tools: Tools
     clock: Callable[[], datetime]
@@ -78,10 +78,14 @@ class InProcess:
 
 @contextlib.contextmanager
 def in_process(
-    directory: Path, roots: Sequence[Root] = (), clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    directory: Path,
+    roots: Sequence[Root] = (),
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    *,
+    url: str = "",
 ) -> Iterator[InProcess]:
-    """The service, until the block ends."""
-    with contextlib.closing(open_store(f"sqlite:///{directory}/kms.sqlite", directory / "root.key")) as store:
+    """The service, until the block ends; on a store in the directory, or on another one."""
+    with contextlib.closing(open_store(url or f"sqlite:///{directory}/kms.sqlite", directory / "root.key")) as store:
         admin = add_user(store, "admin", admin=True)
         records: list[Any] = []
         realm = Realm(store.account, REGIONS[0])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.in_process import InProcess, in_process
 
 from alcove.kms.policy.bind import rename_principals
@@ -22,8 +23,8 @@ ROOT = {"Effect": "Allow", "Principal": {"AWS": ACCOUNT}, "Action": "kms:*", "Re
 
 
 @pytest.fixture
-def kms(tmp_path: Path) -> Iterator[InProcess]:
-    with in_process(tmp_path) as service:
+def kms(new_store: NewStore, tmp_path: Path) -> Iterator[InProcess]:
+    with in_process(tmp_path, url=new_store(tmp_path)) as service:
         yield service
 
 
