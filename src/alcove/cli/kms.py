@@ -122,7 +122,10 @@ def _administrator(arguments: argparse.Namespace, store: Path, place: RootPlace,
         if file.exists():
             output.warn(f"{file} is of an earlier store; `alcove kms user add NAME --admin` makes a user of this one")
             return None
-        user = add_user(new, "admin", admin=True)
+        try:
+            user = add_user(new, "admin", admin=True)
+        except UsageError:  # another server of the same store was faster
+            return None
     secret = f"aws_secret_access_key = {user.secret_access_key}"
     write_new(file, f"[default]\naws_access_key_id = {user.access_key_id}\n{secret}\n", "the credentials")
     return file
