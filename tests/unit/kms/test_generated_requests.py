@@ -9,9 +9,11 @@ internal error is a failure.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -323,6 +325,20 @@ def test_the_good_requests_are_good(tmp_path: Path) -> None:
 def test_any_body_is_answered(world: World, operation: str, body: bytes) -> None:
     """Bytes that are no JSON, or other JSON."""
     check_answer(operation, world.kms.send(operation, body))
+
+
+def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
+    """Every operation that takes DryRun says that it would have worked, and leaves the store as it was."""
+    with in_process(tmp_path) as kms:
+        good = furnish(kms).good
+        dry = [name for name, one in OPERATIONS.items() if "DryRun" in SHAPES[one["input"]["shape"]]["members"]]
+        assert len(dry) >= 17
+        with contextlib.closing(sqlite3.connect(tmp_path / "kms.sqlite")) as database:
+            before = list(database.iterdump())
+            for operation in dry:
+                answer = kms.send(operation, json.dumps({**good[operation], "DryRun": True}).encode())
+                assert json.loads(answer.body)["__type"] == "DryRunOperationException", operation
+            assert list(database.iterdump()) == before
 
 
 def test_large_requests_leave_small_lines(world: World) -> None:
