@@ -1,7 +1,7 @@
 """Requests a second of the KMS over loopback: 8 connections, real SigV4, SQLite, one worker, every record on disk.
 
 Beside it, in the same run: moto's server from PyPI, which checks no signature, evaluates no policy and writes no record
-(`scripts/setup --tests` installs it); and for attested calls, what the bare primitives of one allow on one core.
+(`scripts/setup --benchmarks` installs it); and for attested calls, what the bare primitives of one allow on one core.
 
     python -m benchmarks.kms                      rates, attested calls
     python -m benchmarks.kms --memory 1000000     resident memory over so many requests

@@ -111,7 +111,7 @@ def alcove(directory: Path, authority: Authority | None = None) -> Iterator[Targ
 
 @contextlib.contextmanager
 def moto() -> Iterator[Target | None]:
-    """Moto's server, as `moto_server` starts it; None when it is not installed (`scripts/setup --tests`)."""
+    """Moto's server, as `moto_server` starts it; None when it is not installed (`scripts/setup --benchmarks`)."""
     if not MOTO.exists():
         yield None
         return

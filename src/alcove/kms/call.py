@@ -15,7 +15,7 @@ from alcove.kms.keys import Key, Realm
 from alcove.kms.policy.decisions import Decisions
 from alcove.kms.policy.document import PolicyDocument
 from alcove.kms.policy.principals import Caller
-from alcove.kms.store import Alias, Grant, KeyStore
+from alcove.kms.store import AccessKey, Alias, Grant, KeyStore
 from alcove.kms.usage import Usages
 
 
@@ -65,6 +65,7 @@ class Tools:
     regions: tuple[str, ...] = ()
     usages: Usages = field(default_factory=Usages)
     decisions: Decisions = field(default_factory=Decisions)
+    callers: dict[str, tuple[AccessKey, Any]] = field(default_factory=dict)
     events: Callable[[Mapping[str, Any]], None] = _unheard
 
 
@@ -93,6 +94,13 @@ class Call:
     other: Key | None = None
     other_alias: Alias | None = None
     grant: Grant | None = None
+
+    def about(self, key: Key, alias: Alias | None) -> Call:
+        """The same about a key; what `dataclasses.replace` gives, at half its price."""
+        return Call(
+            self.operation, self.params, self.identity, self.peer, self.now, key, self.recipient, self.made, alias,
+            self.other, self.other_alias, self.grant,
+        )  # fmt: skip
 
     @property
     def the_key(self) -> Key:

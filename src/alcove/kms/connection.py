@@ -8,6 +8,7 @@ connection ends with it. Requests may be pipelined: they wait, and nothing more 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from alcove.kms.errors import KmsError
 MAX_HEAD_BYTES: Final = 65_536  # an attestation document in a header has 32 KiB at most; one packet more may pass
 MAX_BODY_BYTES: Final = 1 << 20  # kms.md §1.2
 MAX_HEADERS: Final = 100
+MAX_KEPT_NAME: Final = 64
 MAX_USER_AGENT: Final = 512
 REQUEST_TIME: Final = 30.0  # seconds for a whole request to come, and for an answer to be taken
 KEEP_ALIVE: Final = 65.0  # seconds; longer than botocore's 60 for an idle connection
@@ -137,7 +139,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
-        self._headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+        self._headers.append((_name(name), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
         """The body comes next."""
@@ -240,6 +242,16 @@ class Connection(asyncio.Protocol):
         self.deadline = self._clock() + LINGER
         if self._transport.can_write_eof():
             self._transport.write_eof()
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_name(name: bytes) -> str:
+    return name.decode("latin-1").lower()
+
+
+def _name(name: bytes) -> str:
+    """A header's name in lower case; those of usual length are kept."""
+    return _known_name(name) if len(name) <= MAX_KEPT_NAME else _known_name.__wrapped__(name)
 
 
 def encoded(answer: Answer, *, last: bool) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Final
 
 from alcove.kms import sigv4
 from alcove.kms.call import Identity, Tools
@@ -14,6 +15,8 @@ from alcove.kms.claim import SignedRequest, token_of
 from alcove.kms.policy.document import PolicyKind, parse_policy
 from alcove.kms.policy.principals import Caller
 from alcove.kms.sessions import LABEL, PREFIX, Sealer
+
+MAX_CALLERS: Final = 4096  # that are remembered
 
 
 def identify(request: SignedRequest, tools: Tools, *, now: datetime, service: str, regions: Sequence[str]) -> Identity:
@@ -41,9 +44,17 @@ def _user(tools: Tools, request: SignedRequest, access_key_id: str) -> tuple[sig
     access_key = tools.store.access_key(access_key_id)
     if access_key is None:
         return None
+    known = tools.callers.get(access_key_id)
+    if known is not None and known[0] is access_key:  # the store gives the same object until something changes
+        same: tuple[sigv4.Secret, Identity] = known[1]
+        return same
     user, realm = access_key.user, tools.realm
     caller = Caller(realm.user_arn(user.name), realm.account, user.user_id, user.name)
-    return sigv4.Secret(access_key.secret), _identity(caller, access_key_id, user.policies)
+    found = sigv4.Secret(access_key.secret), _identity(caller, access_key_id, user.policies)
+    if len(tools.callers) >= MAX_CALLERS:
+        tools.callers.clear()
+    tools.callers[access_key_id] = access_key, found
+    return found
 
 
 def _session(tools: Tools, request: SignedRequest, access_key_id: str) -> tuple[sigv4.Secret, Identity] | None:

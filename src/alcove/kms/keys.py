@@ -35,9 +35,6 @@ class KeyState(enum.Enum):
     PENDING_IMPORT = "PendingImport"
 
 
-_DELETING: Final = {KeyState.PENDING_DELETION, KeyState.PENDING_REPLICA_DELETION}
-
-
 @dataclass(frozen=True, slots=True)
 class Realm:
     """Where keys live: what every ARN has in common."""
@@ -113,7 +110,7 @@ class Key:
     @property
     def deleting(self) -> bool:
         """Whether it waits for its deletion."""
-        return self.state in _DELETING
+        return self.state is KeyState.PENDING_DELETION or self.state is KeyState.PENDING_REPLICA_DELETION
 
     def metadata(self, realm: Realm, family: Sequence[Key] = ()) -> dict[str, Any]:
         """KeyMetadata: exactly the members of §2.4; `family` are all keys of this id, in every Region."""
@@ -194,6 +191,8 @@ def check_state(key: Key, needs: Needs, arn: str) -> None:
     Raises:
         KmsError: DisabledException or KMSInvalidStateException.
     """
+    if needs is Needs.ANY or (needs is Needs.ENABLED and key.state is KeyState.ENABLED):
+        return
     if needs is Needs.DELETING and not key.deleting:
         raise KmsError("KMSInvalidStateException", f"{arn} is not pending deletion.")
     if needs in {Needs.ENABLED, Needs.SETTLED, Needs.NOT_DELETING} and key.deleting:

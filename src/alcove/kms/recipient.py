@@ -9,6 +9,7 @@ The format has no authentication of its own: the TLS connection must end inside 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Final
 
@@ -36,6 +37,7 @@ _SHA256 = bytes.fromhex("608648016503040201")
 _AES256_CBC = bytes.fromhex("60864801650304012a")
 
 
+@functools.lru_cache(maxsize=256)
 def load_recipient_key(spki: bytes) -> rsa.RSAPublicKey:
     """The RSA key of an attestation document (§5.3): 2048 to 4096 bits, odd exponent of at least 3.
 

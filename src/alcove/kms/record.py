@@ -5,6 +5,7 @@ Core: what became known of a call in; a JSON object out. Plaintext, ciphertext a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -33,6 +34,12 @@ _INTERNAL: Final = "AWS Internal"  # CloudTrail's words for the service itself
 _ANSWERED: Final = frozenset(
     {"CreateKey", "CreateGrant", "ReplicateKey", "CancelKeyDeletion", "ScheduleKeyDeletion", "AssumeRole"}
 )
+
+
+@functools.lru_cache(maxsize=16)
+def _stamp(second: int) -> str:
+    """A time as CloudTrail has it; a second's records share it."""
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass(slots=True)
@@ -69,7 +76,7 @@ class Trail:
         return {
             "eventVersion": "1.11",
             "userIdentity": self._identity(),
-            "eventTime": self.now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "eventTime": _stamp(int(self.now.timestamp())),
             "eventSource": self.source,
             "eventName": self.operation,
             "awsRegion": realm.region,
@@ -145,7 +152,7 @@ def service_event(name: str, realm: Realm, arn: str, now: float, event_id: str, 
     return {
         "eventVersion": "1.11",
         "userIdentity": {"accountId": realm.account, "invokedBy": _INTERNAL},
-        "eventTime": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "eventTime": _stamp(int(now)),
         "eventSource": "kms.amazonaws.com",
         "eventName": name,
         "awsRegion": realm.region,

@@ -63,7 +63,7 @@ def _none(tools: Tools, call: Call) -> Call:
 def _named(member: str, *, aliases: bool = True) -> Callable[[Tools, Call], Call]:
     def find(tools: Tools, call: Call) -> Call:
         key, alias = _look(tools, call, call.params[member], aliases=aliases)
-        return replace(call, key=key, alias=alias)
+        return call.about(key, alias)
 
     return find
 
@@ -83,7 +83,7 @@ def _blob(member: str) -> Callable[[Tools, Call], Call]:
             return by_name(tools, call)
         if ignored:
             raise validation(f"{member} is required with {IGNORE_CIPHERTEXT}")
-        return replace(call, key=_key_of_blob(tools, call))
+        return call.about(_key_of_blob(tools, call), call.alias)
 
     return find
 
