@@ -15,6 +15,8 @@ from collections.abc import Callable
 from typing import Final
 
 CHUNK: Final = 256 * 1024  # a Unix socket's buffer, and more than vsock's
+_UNIX_BUFFER: Final = 1 << 20  # as much as the kernel gives of it: fewer turns for each mebibyte
+TURNS: Final = 8  # pieces that a direction moves before others have their turn
 LINGER_SECONDS: Final = 60.0  # for the other side, once this one has gone altogether
 
 _scratch = threading.local()  # one buffer for all streams of a loop: it is empty again before the next callback
@@ -47,6 +49,10 @@ async def relay(left: socket.socket, right: socket.socket) -> tuple[int, int]:
             timers.append(loop.call_later(LINGER_SECONDS, ended, ConnectionResetError("the other side has gone")))
 
     timers: list[asyncio.TimerHandle] = []
+    for stream in (left, right):
+        if stream.family == socket.AF_UNIX:
+            with contextlib.suppress(OSError):
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_BUFFER)
     ways += [_Way(loop, left, right, ended), _Way(loop, right, left, ended)]
     try:
         await done
@@ -93,23 +99,30 @@ class _Way:
         return bool(look.poll(0))
 
     def _readable(self) -> None:
+        for _ in range(TURNS):
+            if not self._move():
+                return
+
+    def _move(self) -> bool:
+        """Move one piece; whether there may be more of it to move at once."""
         buffer = _buffer()
         try:
             count = self._source.recv_into(buffer)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError as error:
             self._on_end(error)
-            return
+            return False
         if not count:
             self._finish()
-            return
+            return False
         self.total += count
         sent = self._send(buffer[:count])
         if 0 <= sent < count:
             self._kept = memoryview(bytes(buffer[sent:count]))
             self._loop.remove_reader(self._source.fileno())
             self._loop.add_writer(self._target.fileno(), self._writable)
+        return sent == count
 
     def _writable(self) -> None:
         sent = self._send(self._kept)

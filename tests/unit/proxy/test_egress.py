@@ -282,7 +282,7 @@ def test_hostile_programs_and_enclaves_do_no_harm(run_directory: Path, monkeypat
     story(tell)
 
 
-def test_a_thousand_tunnels_at_once(run_directory: Path) -> None:
+def test_a_thousand_tunnels_at_once(run_directory: Path, descriptors: None) -> None:
     """All are open together, and each gets its own bytes."""
 
     async def tell() -> None:

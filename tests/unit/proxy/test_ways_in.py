@@ -59,7 +59,7 @@ def test_an_enclave_that_is_away_is_reached_again_when_it_is_back(tmp_path: Path
     story(tell)
 
 
-def test_a_thousand_connections_at_once(tmp_path: Path) -> None:
+def test_a_thousand_connections_at_once(tmp_path: Path, descriptors: None) -> None:
     """All are open together, and each gets its own bytes."""
 
     async def tell() -> None:
