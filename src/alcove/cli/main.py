@@ -30,7 +30,7 @@ def alcove_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     attest.add_commands(commands)
     try:
-        from alcove.cli import completion, credentials, egress, native, nitro, scaffold, vsock, watch  # noqa: PLC0415 - see below
+        from alcove.cli import completion, credentials, egress, lifeline, native, nitro, scaffold, vsock, watch  # noqa: PLC0415 - see below
     except (ImportError, AttributeError) as missing:
         # The package alone verifies documents on any system; the rest takes Linux and the packages of `alcove[host]`.
         parser.usage = f"%(prog)s attest …\n\nall else takes Linux and `pip install 'alcove[host]'` ({missing})"
@@ -41,6 +41,7 @@ def alcove_parser() -> argparse.ArgumentParser:
         vsock.add_commands(commands)
         scaffold.add_commands(commands)
         egress.add_commands(commands)
+        lifeline.add_commands(commands)
         credentials.add_commands(commands)
         programs = {"alcove": alcove_parser, "nitro-cli": nitro_parser, "vsock-proxy": proxy_parser}
         completion.add_commands(commands, programs)

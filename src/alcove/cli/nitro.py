@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from alcove.enclave.record import Record
 
 NITRO_CLI_VERSION: Final = "1.5.0"
+_LONGEST_GRACE: Final = 3600.0
 
 
 def add_commands(commands: Commands) -> None:
@@ -74,6 +75,9 @@ def _add_watch(commands: Commands) -> None:
     which.add_argument("--enclave-id", metavar="ID")
     which.add_argument("--enclave-name", metavar="NAME")
     which.add_argument("--all", action="store_true", help="the caller's own; root's are everybody's")
+    parser.add_argument(
+        "--grace", metavar="SECONDS", type=_grace, default=10.0, help="Alcove's own: for an application with a lifeline"
+    )
     parser = command(
         commands,
         "console",
@@ -176,19 +180,26 @@ def terminate_enclave(arguments: argparse.Namespace) -> None:
 
     paths = Paths.from_environment()
     if arguments.all:
-        terminate_all(paths)
+        terminate_all(paths, arguments.grace)
     else:
-        output.result(_terminate(paths, _find(paths, arguments)))
+        output.result(_terminate(paths, _find(paths, arguments), arguments.grace))
 
 
-def terminate_all(paths: Paths) -> None:
+def _grace(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= _LONGEST_GRACE:
+        raise argparse.ArgumentTypeError(f"from 0 to {_LONGEST_GRACE:.0f}")
+    return value
+
+
+def terminate_all(paths: Paths, grace: float = 0.0) -> None:
     """The caller's own enclaves; root's are all (cli.md §3.4). One that cannot be ended keeps no other."""
     from alcove.enclave import registry  # noqa: PLC0415
 
     ended, failures = [], 0
     for record in registry.live(paths):
         try:
-            ended.append(_terminate(paths, record))
+            ended.append(_terminate(paths, record, grace))
         except MachineError as problem:
             if problem.code != "E38":  # refused: somebody else's
                 failures += 1
@@ -202,9 +213,11 @@ def _failed_connections(failures: int) -> MachineError:
     return MachineError(f"{failures} enclave process(es) did not answer", code="E39")
 
 
-def _terminate(paths: Paths, record: Record) -> dict[str, Any]:
+def _terminate(paths: Paths, record: Record, grace: float) -> dict[str, Any]:
+    from alcove.cli import lifeline  # noqa: PLC0415
     from alcove.enclave import lifecycle  # noqa: PLC0415
 
+    lifeline.stop(paths, record, grace)
     ended = lifecycle.terminate_enclave(paths, record)
     output.say(f"Successfully terminated enclave {record.enclave_id}.")
     return ended

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from alcove.cli import output
+from alcove.cli import lifeline, output
 from alcove.cli.parsers import Commands, command
 from alcove.enclave import control, ended, lifecycle, registry
 from alcove.enclave.paths import Paths
@@ -26,7 +26,7 @@ def add_commands(commands: Commands) -> None:
         commands,
         "logs",
         logs,
-        "show the console of a debug enclave, running or ended",
+        "show the console of a debug enclave, running or ended; or the log of one whose image shows it",
         "alcove logs app",
     )
     parser.add_argument("enclave", metavar="ENCLAVE", help="name or id; of several ended with one name, the last")
@@ -62,7 +62,11 @@ def logs(arguments: argparse.Namespace) -> None:
 
 
 def _live_log(paths: Paths, record: Record, *, follow: bool) -> bool:
-    """Show a running enclave's console; False when the enclave has ended meanwhile."""
+    """Show a running enclave's console, or what its image lets be seen; False when it has ended meanwhile."""
+    if not record.debug_mode and (chunks := lifeline.log(paths, record, follow=follow)) is not None:
+        for chunk in chunks:
+            output.data(chunk)
+        return True
     if follow:
         for chunk in lifecycle.console(paths, record):
             output.data(chunk)
@@ -80,7 +84,7 @@ def _live_log(paths: Paths, record: Record, *, follow: bool) -> bool:
 
 
 def _no_console() -> MachineError:
-    hint = "only enclaves started with `--debug-mode` have one, and only their owner may read it"
+    hint = "it takes `--debug-mode`, or an image whose CMD is `alcove-enclave run --log …`; only its owner may read it"
     return MachineError("there is no console of this enclave", code="E44", hint=hint)
 
 
