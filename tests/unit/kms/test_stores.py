@@ -58,7 +58,7 @@ def test_what_one_writes_the_other_sees(two: tuple[Store, Store]) -> None:
     one.save_key(changed)
     assert one.key(REGION, "a") == changed
     eventually(lambda: other.key(REGION, "a") == changed)
-    assert one.purge(3.0) == ["a"]
+    assert one.purge(3.0) == [("us-east-1", "a")]
     eventually(lambda: other.key(REGION, "a") is None)
 
 
