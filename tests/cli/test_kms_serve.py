@@ -137,10 +137,16 @@ def test_every_change_of_a_log_is_seen(machine: Machine, log: Path) -> None:
         log.write_bytes(b"".join(broken))
         assert f"record {number} " in machine.fails("audit", "verify"), name
     log.write_bytes(b"".join(lines[:3]))
-    assert machine.out("audit", "verify").startswith("3 records, unbroken")  # nothing in the file can tell
-    assert "record 4 is missing" in machine.fails("audit", "verify", "--head", head)
+    assert "record 4 is missing" in machine.fails("audit", "verify")
+    assert machine.out("audit", "verify", log).startswith("3 records, unbroken")  # nothing in the file alone can tell
+    assert "record 4 is missing" in machine.fails("audit", "verify", log, "--head", head)
+    with machine.serving():
+        pass
+    told = json.loads(log.read_bytes().splitlines()[-1])
+    assert (told["eventName"], told["serviceEventDetails"]["expected"]) == ("AuditLogCut", head)
+    assert machine.out("audit", "verify").startswith("4 records, unbroken")
     other = f"4:{'0' * 64}"
     log.write_bytes(b"".join(lines))
-    assert "not the one that was noted" in machine.fails("audit", "verify", "--head", other)
+    assert "not the one that was noted" in machine.fails("audit", "verify", log, "--head", other)
     assert "NUMBER:HASH" in machine.fails("audit", "verify", "--head", "4")
     assert "there is no file" in machine.fails("audit", "verify", "nothing.jsonl")

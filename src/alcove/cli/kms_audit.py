@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alcove.cli import output
-from alcove.cli.kms_store import store_path
+from alcove.cli.kms_store import add_store_flags, opened, store_path
 from alcove.cli.parsers import Commands, command
 from alcove.errors import InputError, UsageError
 
@@ -29,7 +29,9 @@ def add_commands(commands: Commands) -> None:
         "check that no record was changed, cut out, added or moved; a server may be running",
         "alcove kms audit verify --head 1200:5f3c…",
     )
-    parser.add_argument("file", type=Path, nargs="?", help="default: the log beside the store")
+    parser.add_argument(
+        "file", type=Path, nargs="?", help="a log by itself; default: that of the store, with what the store has of it"
+    )
     parser.add_argument(
         "--head",
         action="append",
@@ -38,7 +40,7 @@ def add_commands(commands: Commands) -> None:
         help="what an earlier check printed: records up to there must still be in the log (again for more)",
     )
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--store", metavar="URL", help="sqlite:///PATH; default: in the state directory")
+    add_store_flags(parser)
 
 
 def verify(arguments: argparse.Namespace) -> None:
@@ -47,7 +49,8 @@ def verify(arguments: argparse.Namespace) -> None:
     paths = [arguments.file] if arguments.file else _logs(store_path(arguments.store).with_suffix(".audit.jsonl"))
     if noted and len(paths) > 1:
         raise UsageError("--head is of one log, and there are several", hint=f"name it, such as {paths[0]}")
-    found = [_verified(path, noted) for path in paths]
+    known = {} if arguments.file else _remembered(arguments, paths)
+    found = [_verified(path, noted | known.get(path, {})) for path in paths]
     if arguments.json:
         logs = [one.to_json() | {"File": str(path)} for one, path in zip(found, paths, strict=True)]
         output.result(logs[0] if len(logs) == 1 else {"Logs": logs})
@@ -55,6 +58,18 @@ def verify(arguments: argparse.Namespace) -> None:
     for path, one in zip(paths, found, strict=True):
         name = f"{path}: " if len(paths) > 1 else ""
         output.text(f"{name}{one.records} records, unbroken; head {one.records}:{one.head}")
+
+
+def _remembered(arguments: argparse.Namespace, paths: list[Path]) -> dict[Path, dict[int, str]]:
+    """The record that the store has of each log, by its number."""
+    from alcove.kms.heads import log_name, noted_head  # noqa: PLC0415 - other commands do not need the KMS
+
+    with opened(arguments) as store:
+        try:
+            heads = {path: noted_head(store, log_name(path)) for path in paths}
+        except ValueError as error:
+            raise InputError(f"{error}: it was not this service that wrote it") from None
+    return {path: {head[0]: head[1]} for path, head in heads.items() if head and head[0]}
 
 
 def _logs(path: Path) -> list[Path]:

@@ -29,6 +29,7 @@ class AuditLog:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._waiting: list[bytes] = []
         self._broken = False
         try:
@@ -45,6 +46,11 @@ class AuditLog:
         except ValueError:
             os.close(self._file)
             raise UsageError(f"the last record of the audit log {path} is damaged", hint="move the file away") from None
+
+    @property
+    def head(self) -> tuple[int, str]:
+        """Number and hash of the last record that is on disk."""
+        return self._durable
 
     @property
     def broken(self) -> bool:

@@ -148,7 +148,11 @@ def _recipient(recipient: Recipient) -> dict[str, str]:
 
 
 def service_event(name: str, realm: Realm, arn: str, now: float, event_id: str, **details: str) -> dict[str, Any]:
-    """The record of what the service did to a key by itself: RotateKey, DeleteExpiredKeyMaterial, DeleteKey (§24)."""
+    """The record of what happened without a call (§24).
+
+    To a key: RotateKey, DeleteExpiredKeyMaterial, DeleteKey. To the log, with an empty `arn`: AuditLogCut.
+    """
+    resources = [{"accountId": realm.account, "type": "AWS::KMS::Key", "ARN": arn}] if arn else []
     return {
         "eventVersion": "1.11",
         "userIdentity": {"accountId": realm.account, "invokedBy": _INTERNAL},
@@ -162,10 +166,10 @@ def service_event(name: str, realm: Realm, arn: str, now: float, event_id: str, 
         "responseElements": None,
         "eventID": event_id,
         "readOnly": False,
-        "resources": [{"accountId": realm.account, "type": "AWS::KMS::Key", "ARN": arn}],
+        "resources": resources,
         "eventType": "AwsServiceEvent",
         "recipientAccountId": realm.account,
-        "serviceEventDetails": {"keyId": arn, **details},
+        "serviceEventDetails": ({"keyId": arn} if arn else {}) | details,
     }
 
 

@@ -108,6 +108,14 @@ class KeyStore(Protocol):
         """A 32-byte secret that all processes of this store share, and that outlives its root keys."""
         ...
 
+    def save_note(self, name: str, text: str) -> None:
+        """Remembers a text that is no secret."""
+        ...
+
+    def note(self, name: str) -> str | None:
+        """A text that was remembered."""
+        ...
+
     def transaction(self) -> AbstractContextManager[None]:
         """All that happens within happens or does not; transactions may be nested, and the outermost decides."""
         ...

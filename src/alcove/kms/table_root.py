@@ -66,6 +66,15 @@ class RootTables(UserTables):
 
         return self._remember(("secret", name), read)
 
+    def save_note(self, name: str, text: str) -> None:
+        """Remembers a text that is no secret."""
+        self._save_meta(f"note {name}", text.encode())
+
+    def note(self, name: str) -> str | None:
+        """A text that was remembered."""
+        text: str | None = self._meta(f"note {name}")
+        return text
+
     def rotate(self, place: RootPlace, new: RootKey) -> Path:
         """Wraps everything under a new root key, which is staged already; returns where the former one is kept.
 

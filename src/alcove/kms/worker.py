@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Final
 
@@ -19,11 +20,13 @@ from alcove.kms.audit import AuditLog
 from alcove.kms.call import Tools
 from alcove.kms.config import ServeConfig
 from alcove.kms.connection import Connection
+from alcove.kms.heads import log_name, note_head, noted_head
 from alcove.kms.http import STS, KmsFace, Watch
 from alcove.kms.keys import Realm
 from alcove.kms.list_files import ListFiles
 from alcove.kms.metrics import Metrics
 from alcove.kms.model import kms_model
+from alcove.kms.record import service_event
 from alcove.kms.service import Service
 from alcove.kms.stores import Store
 from alcove.kms.sts import Sts
@@ -55,6 +58,7 @@ class Worker:
         self._audit = audit
         self._metrics = metrics
         self._number = number
+        self._noted = (-1, "")
         self._connections: set[Connection] = set()
 
     def run(
@@ -75,9 +79,31 @@ class Worker:
             stop: Ends it from another thread; signals are then left alone.
             lifeline: A descriptor; its end of file ends this process too.
         """
+        self._check_log()
+        self._note_head()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._run(listener, context, ready, stop, lifeline))
         self._tools.usages.save(self._tools.store)
+        with contextlib.suppress(Exception):  # a database that is away; the head of a minute ago is there
+            self._note_head()
+
+    def _check_log(self) -> None:
+        """Puts it on the record when the log lacks what it had: it was cut off, or another one is in its place."""
+        number, digest = self._audit.head
+        try:
+            noted = noted_head(self._tools.store, log_name(self._audit.path)) or (0, digest)
+        except ValueError:
+            noted = (number + 1, "unreadable")
+        if noted[0] > number or (noted[0] == number and noted[1] != digest):
+            details = {"expected": f"{noted[0]}:{noted[1]}", "found": f"{number}:{digest}"}
+            now, event_id = self._config.clock().timestamp(), str(uuid.uuid4())
+            self._audit.append(service_event("AuditLogCut", self._tools.realm, "", now, event_id, **details))
+            self._audit.commit()
+
+    def _note_head(self) -> None:
+        if self._audit.head != self._noted:
+            number, digest = self._noted = self._audit.head
+            note_head(self._tools.store, log_name(self._audit.path), f"{number}:{digest}")
 
     async def _run(
         self,
@@ -139,6 +165,7 @@ class Worker:
             await asyncio.sleep(USAGE_INTERVAL)
             with contextlib.suppress(Exception):  # likewise; they are kept until then
                 self._tools.usages.save(self._tools.store)
+                self._note_head()
 
 
 async def _drain(connections: set[Connection], grace: float) -> None:
