@@ -96,6 +96,9 @@ class Acceptor:
         except (OSError, UnicodeError, AlcoveError) as error:  # UnicodeError: a label that no host name can have
             counters.failed += 1
             _log.warning("%s: %s", counters.name, str(error) or type(error).__name__)
+        except Exception:  # noqa: BLE001 - the boundary: a fault of ours must be this connection's end only
+            counters.failed += 1
+            _log.exception("%s: a connection met a fault of this program", counters.name)
         finally:
             counters.open -= 1
             self._free.release()

@@ -98,6 +98,28 @@ def test_callers_beyond_the_limit_wait(tmp_path: Path) -> None:
     story(tell)
 
 
+def test_a_fault_of_the_program_ends_one_connection(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever a handler raises, the next caller is served; the fault is logged with its trace."""
+    path = tmp_path / "v"
+    finds = iter([lambda: 1 / 0])
+
+    def find() -> Path:
+        for fault in finds:
+            fault()
+        return path
+
+    async def tell() -> None:
+        async with (
+            enclave_socket(path, echo_at_end),
+            serving(partial(publish.serve, find, [Mapping("", 0, 443)])) as [(address, _)],
+        ):
+            assert await ask_tcp(address[1], b"x") == b""
+            assert await ask_tcp(address[1], b"abc") == b"cba"
+        assert "ZeroDivisionError" in caplog.text
+
+    story(tell)
+
+
 def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
     """One line: which address, which port, and why."""
 
