@@ -13,11 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+import orjson
+
 from alcove.errors import MachineError, UsageError
 
 GENESIS: Final = "0" * 64
 MAX_LINE: Final = 1 << 20
-_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True)
 
 
 class AuditLog:
@@ -120,7 +121,7 @@ def _write_all(file: int, line: bytes) -> None:
 def chained(record: Mapping[str, Any], sequence: int, previous: str) -> bytes:
     """The line of a record: the record, its number, and the SHA-256 of the line before."""
     full = {**record, "chain": {"sequence": sequence, "previous": previous}}
-    return _ENCODER.encode(full).encode() + b"\n"
+    return orjson.dumps(full) + b"\n"
 
 
 def digest(line: bytes) -> str:

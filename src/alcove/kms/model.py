@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 import botocore.loaders
+import orjson
 
 from alcove.kms.errors import KmsError, validation
 
@@ -80,7 +81,7 @@ class Model:
         output = self._operations[operation].get("output")
         if output is None:
             return b""
-        return _ENCODER.encode(self._write(output["shape"], result)).encode()
+        return orjson.dumps(self._write(output["shape"], result))
 
     def _reader(self, name: str) -> _Reader:
         """What reads values of a shape; made when it is first needed, for shapes may hold themselves."""
@@ -207,7 +208,6 @@ def _no_constant(name: str) -> None:
 
 
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
-_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 def _unserved(value: Any, path: str, problems: list[str]) -> Any:
