@@ -57,6 +57,7 @@ class Tables:
     _root: RootKey
     _erased: bool = False  # a secret was erased in this transaction
     _depth: int = 0  # of nested transactions
+    _looked: bool = False  # the version was asked for, and nothing was changed here since
     _conflict: type[Exception]  # what the database raises for a second row of one name
 
     def __init__(self) -> None:
@@ -75,15 +76,28 @@ class Tables:
         """Gets what was erased out of the database's files, as far as it can."""
         raise NotImplementedError
 
-    def _remember(self, name: tuple[str, ...], read: Callable[[], T]) -> T:
-        """What `read` finds, now or before in this version of the database. What is not there is not remembered."""
-        if self._depth:
-            return read()
+    def look(self) -> None:
+        """Asks for the version once for all that is read until `leave`, or until something is written here."""
+        self._look()
+        self._looked = True
+
+    def leave(self) -> None:
+        """What is read next may have changed again."""
+        self._looked = False
+
+    def _look(self) -> None:
         version = self._version()
         if version != self._known_version:
             self._known.clear()
             self._known_version = version
-        elif name in self._known:
+
+    def _remember(self, name: tuple[str, ...], read: Callable[[], T]) -> T:
+        """What `read` finds, now or before in this version of the database. What is not there is not remembered."""
+        if self._depth:
+            return read()
+        if not self._looked:
+            self._look()
+        if name in self._known:
             found: T = self._known[name]
             return found
         found = read()

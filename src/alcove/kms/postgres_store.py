@@ -116,6 +116,7 @@ class PostgresStore(KeyTables, NameTables, RootTables):
             raise
         finally:
             self._depth = 0
+            self._looked = False
             self._confirmed = float("-inf")
         if self._erased:
             self._erased = False

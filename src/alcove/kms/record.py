@@ -175,6 +175,8 @@ def service_event(name: str, realm: Realm, arn: str, now: float, event_id: str, 
 
 def _lowered(value: Any, *, freely: bool = False) -> Any:
     """Members in lower camel case, as CloudTrail has them, at every depth; `freely` marks a caller's own map."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, Mapping):
         named = {k if freely else f"{k[:1].lower()}{k[1:]}": (k, v) for k, v in value.items() if v is not None}
         return {shown: _lowered(v, freely=k in _MAPS) for shown, (k, v) in named.items()}
@@ -183,6 +185,8 @@ def _lowered(value: Any, *, freely: bool = False) -> Any:
 
 def _bounded(parameters: dict[str, Any]) -> dict[str, Any]:
     """Parameters as they are, or, when there is too much of them, the key and a hash by which they can be proved."""
+    if all(isinstance(value, str) and len(value) <= MAX_VALUE for value in parameters.values()):
+        return parameters  # as nearly all are; there are few members
     text = json.dumps(parameters, sort_keys=True)
     if len(text) <= MAX_PARAMETERS:
         return parameters

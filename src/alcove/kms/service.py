@@ -93,6 +93,7 @@ class Service:
         """
         request_id = new_id(self._tools.random)
         try:
+            self._tools.store.look()
             return Answer(200, self._handle(request, peer, request_id, made), request_id)
         except KeyPending:
             raise
@@ -102,6 +103,8 @@ class Service:
             self._log("fault", request_id=request_id, error=place_of(error))
             fault = KmsError("KMSInternalException", "The request could not be served.")
             return Answer(fault.status, fault.body(), request_id, kind=fault.kind)
+        finally:
+            self._tools.store.leave()
 
     def _handle(self, request: SignedRequest, peer: Peer, request_id: str, made: bytes | None) -> bytes:
         now = self._clock()

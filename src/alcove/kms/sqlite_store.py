@@ -101,6 +101,7 @@ class SqliteStore(KeyTables, NameTables, RootTables):
             raise
         finally:
             self._depth -= 1
+            self._looked = False
         if self._depth == 0 and self._erased:  # out of the log too, where its page would stay until a checkpoint
             self._erased = False
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")

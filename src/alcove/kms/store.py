@@ -116,6 +116,14 @@ class KeyStore(Protocol):
         """A text that was remembered."""
         ...
 
+    def look(self) -> None:
+        """From here to `leave`, reads may show one version of the database; one's own writes are seen in any case."""
+        ...
+
+    def leave(self) -> None:
+        """The end of what `look` began."""
+        ...
+
     def transaction(self) -> AbstractContextManager[None]:
         """All that happens within happens or does not; transactions may be nested, and the outermost decides."""
         ...
