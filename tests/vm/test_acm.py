@@ -274,7 +274,14 @@ def test_the_enclaves_death_ends_handshakes_and_the_agent_brings_them_back(serve
     status = served.stack.status()
     assert status["enclave"]["id"] != before["enclave"]["id"]
     assert status["starts"] == before["starts"] + 1
+    settled(served)
     assert served.serial() == key  # restored from its ciphertext, not made anew
+
+
+def settled(served: Served) -> None:
+    """nginx's old workers, whose enclave is dead, take connections until they are asked to finish."""
+    old = served.stack.directory / "nginx.pid.oldbin"
+    eventually(lambda: not old.exists(), "the old nginx does not end")
 
 
 def supervisor_of(served: Served) -> int:

@@ -86,6 +86,7 @@ class Machineless:
         device.close()
         for server in servers:
             server.close()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
 
 
 async def _connect(place: Path, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,9 +100,8 @@ async def _connect(place: Path, reader: asyncio.StreamReader, writer: asyncio.St
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
+    with contextlib.suppress(OSError, asyncio.CancelledError):
         while data := await reader.read(65536):
             writer.write(data)
             await writer.drain()
-    finally:
-        writer.close()
+    writer.close()

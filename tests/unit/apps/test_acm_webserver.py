@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -41,9 +41,11 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 class Nginx:
-    """nginx in the background, with a key in a file."""
+    """nginx in the background, with a key in a file, or with what another file says of key and certificate."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, stanza: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.directory = directory
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -54,13 +56,19 @@ class Nginx:
             f"{name}_temp_path {directory}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         user = "user root;" if os.getuid() == 0 else ""
+        pair = f"ssl_certificate {directory}/chain.pem; ssl_certificate_key {directory}/key.pem;"
+        if stanza is not None:
+            user += "ssl_engine pkcs11; env P11_KIT_SERVER_ADDRESS; env PKCS11_MODULE_PATH;"
+            pair = f"include {stanza};"
         (directory / "nginx.conf").write_text(
             f"{user} worker_processes 2; pid {directory}/nginx.pid; error_log {directory}/error.log;"
             f" lock_file {directory}/lock; events {{ }}\n"
             f"http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{self.port} ssl;"
-            f" ssl_certificate {directory}/chain.pem; ssl_certificate_key {directory}/key.pem; root {directory}; }} }}"
+            f" {pair} root {directory}; }} }}"
         )
-        subprocess.run([str(NGINX), "-c", directory / "nginx.conf"], check=True, capture_output=True, timeout=60)
+        command = [str(NGINX), "-c", str(directory / "nginx.conf")]
+        known = os.environ | dict(environment or {})
+        subprocess.run(command, env=known, check=True, capture_output=True, timeout=60)
         eventually(lambda: self.pid is not None)
 
     @property
