@@ -279,7 +279,7 @@ def test_the_enclaves_death_ends_handshakes_and_the_agent_brings_them_back(serve
 
 
 def settled(served: Served) -> None:
-    """nginx's old workers, whose enclave is dead, take connections until they are asked to finish."""
+    """Until then old workers, whose enclave is dead, take connections too."""
     old = served.stack.directory / "nginx.pid.oldbin"
     eventually(lambda: not old.exists(), "the old nginx does not end")
 
