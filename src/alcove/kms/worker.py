@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import secrets
 import signal
 import socket
@@ -127,10 +128,13 @@ class Worker:
         chores = [_sweep(self._connections), self._save(), *([self._purge(face)] if self._number == 0 else [])]
         chores += [_watch(stop, ending)] if stop else []
         working = [asyncio.create_task(chore) for chore in chores]
+        gc.collect()
+        gc.freeze()  # what is there now stays: later collections, in the middle of requests, need not look at it
         ready()
         await ending.wait()
         if lifeline is not None:
             loop.remove_reader(lifeline)
+        gc.unfreeze()
         server.close()
         for task in working:
             task.cancel()
