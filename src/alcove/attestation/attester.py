@@ -27,6 +27,7 @@ PARENT_RENEWAL: Final = timedelta(hours=6)  # what an instance certificate must 
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _HALF: Final = cose.SIGNATURE_SIZE // 2
+_ES384: Final = ec.ECDSA(SHA384())
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,5 +170,5 @@ def sign(claims: AttestationDocument, key: ec.EllipticCurvePrivateKey) -> bytes:
     """The COSE_Sign1 over `claims`, with the leaf's `key`."""
     payload = claims.encode_payload()
     signed = cose.sign1_structure(cose.ES384_PROTECTED, payload)
-    r, s = decode_dss_signature(key.sign(signed, ec.ECDSA(SHA384())))
+    r, s = decode_dss_signature(key.sign(signed, _ES384))
     return cose.encode_sign1(cose.Sign1(cose.ES384_PROTECTED, payload, r.to_bytes(_HALF) + s.to_bytes(_HALF)))

@@ -80,19 +80,28 @@ class AttestationDocument:
             (
                 cbor.head(5, 9),  # a map of nine
                 _pairs((("module_id", self.module_id), ("digest", self.digest))),
-                cbor.encode("timestamp"),
+                _TIMESTAMP,
                 cbor.encode(cbor.Uint64(self.timestamp_ms)),
                 _registers(tuple(sorted(self.pcrs.items()))),
                 _pairs((("certificate", self.certificate), ("cabundle", tuple(self.cabundle)))),
-                *(cbor.encode(name) + cbor.encode(value) for name, value in self._asked()),
+                _PUBLIC_KEY,
+                _asked(self.public_key),
+                _USER_DATA,
+                _asked(self.user_data),
+                _NONCE,
+                _asked(self.nonce),
             )
         )
 
-    def _asked(self) -> tuple[tuple[str, bytes | None], ...]:
-        return ("public_key", self.public_key), ("user_data", self.user_data), ("nonce", self.nonce)
-
 
 # A device signs document after document that differ in little: what stays the same is encoded once.
+
+
+_TIMESTAMP, _PUBLIC_KEY, _USER_DATA, _NONCE = map(cbor.encode, ("timestamp", "public_key", "user_data", "nonce"))
+
+
+def _asked(value: bytes | None) -> bytes:
+    return cbor.NULL if value is None else cbor.head(2, len(value)) + value
 
 
 @lru_cache(8)

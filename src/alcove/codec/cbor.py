@@ -202,6 +202,9 @@ def _map(data: bytes, count: int, at: int, depth: int) -> tuple[dict[int | str |
     return pairs, at + (count < 0)
 
 
+NULL: Final = b"\xf6"
+
+
 def encode(obj: object) -> bytes:
     """The CBOR of None, bool, int, `Uint64`, bytes, str, list, tuple, dict, `Tag` and `Simple`.
 

@@ -14,6 +14,7 @@ The signed bytes hold `protected` and `payload` as they were received: `Sign1` k
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from alcove.codec import cbor
@@ -92,9 +93,23 @@ def _check_algorithm(protected: bytes) -> None:
 
 def encode_sign1(sign1: Sign1) -> bytes:
     """The untagged encoding, with an empty unprotected header."""
-    return cbor.encode([sign1.protected, {}, sign1.payload, sign1.signature])
+    payload, signature = sign1.payload, sign1.signature
+    before = _before_payload(_SIGN1, sign1.protected, _NO_HEADERS)
+    return b"".join((before, cbor.head(2, len(payload)), payload, cbor.head(2, len(signature)), signature))
 
 
 def sign1_structure(protected: bytes, payload: bytes) -> bytes:
     """The Sig_structure: the bytes that are signed (RFC 9052 §4.4), without external data."""
-    return cbor.encode(["Signature1", protected, b"", payload])
+    return b"".join((_before_payload(_STRUCTURE, protected, _NO_DATA), cbor.head(2, len(payload)), payload))
+
+
+# documents are signed with one protected header: what stands before their payloads is encoded once
+_SIGN1: Final = cbor.head(4, 4)
+_STRUCTURE: Final = cbor.head(4, 4) + cbor.encode("Signature1")
+_NO_HEADERS: Final = cbor.encode({})
+_NO_DATA: Final = cbor.encode(b"")
+
+
+@lru_cache(8)
+def _before_payload(start: bytes, protected: bytes, after: bytes) -> bytes:
+    return start + cbor.encode(protected) + after

@@ -27,8 +27,6 @@ class FakeNsmDriver:
             TimeoutError: No interrupt came.
             LookupError: The used entries were missing or in the wrong order (ENODATA in Linux).
         """
-        while self._queue.wait_interrupt(0):  # earlier, spurious ones
-            pass
         request = self._queue.add(readable=[data])
         response = self._queue.add(writable=[room])
         self._queue.kick()
@@ -36,7 +34,7 @@ class FakeNsmDriver:
             if not self._queue.wait_interrupt(self._timeout):
                 raise TimeoutError("no answer from the NSM")
             first = self._queue.get_used()
-            if first is not None:
+            if first is not None:  # else the interrupt was an earlier, spurious one
                 break
         second = self._queue.get_used()
         if second is None or (first[0], first[2], second[0]) != (request, 0, response):

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import array
-import contextlib
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -262,9 +261,12 @@ class VhostUserServer:
         vring = self._vrings[index]
         if vring.kick is None:
             return
-        with contextlib.suppress(BlockingIOError):
-            if len(os.read(vring.kick, EVENT.size)) != EVENT.size:
-                raise ProtocolError(f"vhost-user: the kick descriptor of ring {index} is no eventfd")
+        try:
+            count = len(os.read(vring.kick, EVENT.size))
+        except BlockingIOError:
+            count = EVENT.size
+        if count != EVENT.size:
+            raise ProtocolError(f"vhost-user: the kick descriptor of ring {index} is no eventfd")
         if vring.queue is not None:
             self._on_ring(index)
 
