@@ -42,7 +42,7 @@ from alcove.attestation.verify import Root
 from alcove.kms.server import ServeConfig, serve
 d = Path(sys.argv[1])
 roots = [Root.from_pem((d / "root.pem").read_bytes())] if (d / "root.pem").exists() else []
-config = ServeConfig(f"sqlite:///{d}/kms.sqlite", d / "root.key", d / "audit.jsonl", roots, port=0)
+config = ServeConfig(f"sqlite:///{d}/kms.sqlite", d / "root.key", Path(sys.argv[2]), roots, port=0)
 serve(config, ready=lambda url: print(url, flush=True))
 """
 
@@ -93,13 +93,13 @@ class Target:
 
 
 @contextlib.contextmanager
-def alcove(directory: Path, authority: Authority | None = None) -> Iterator[Target]:
-    """Alcove's KMS on a fresh SQLite store, one worker, in a process of its own."""
+def alcove(directory: Path, authority: Authority | None = None, audit: Path | None = None) -> Iterator[Target]:
+    """Alcove's KMS on a SQLite store, one worker, in a process of its own; the audit log beside it."""
     if authority:
         (directory / "root.pem").write_bytes(authority.root_path.read_bytes())
     with contextlib.closing(open_store(f"sqlite:///{directory}/kms.sqlite", directory / "root.key")) as store:
         user: NewUser = add_user(store, f"admin{len(store.users())}", admin=True)
-    argv = [sys.executable, "-c", _PROGRAM, str(directory)]
+    argv = [sys.executable, "-c", _PROGRAM, str(directory), str(audit or directory / "audit.jsonl")]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
