@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from alcove.kms.table_root import SCHEMA as ROOT_SCHEMA
 from alcove.kms.table_root import RootTables
 from alcove.kms.table_users import SCHEMA as USER_SCHEMA
 
+TIMEOUT: Final = 10.0  # seconds for which one process waits for another that writes
 _SCHEMA: Final = ROOT_SCHEMA + USER_SCHEMA + KEY_SCHEMA + NAME_SCHEMA
 
 
@@ -60,12 +62,12 @@ class SqliteStore(KeyTables, NameTables, RootTables):
         super().__init__()
         self._lock = _lock(path, exclusive=exclusive)
         self._connection = self._database = sqlite3.connect(
-            path, timeout=10, isolation_level=None, check_same_thread=False
+            path, timeout=TIMEOUT, isolation_level=None, check_same_thread=False
         )
         try:
             pragmas = ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON", "temp_store=2")
             for pragma in pragmas:
-                self._database.execute(f"PRAGMA {pragma}")
+                _patiently(self._connection, f"PRAGMA {pragma}")
             with self.transaction():
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     self._database.execute(statement)
@@ -119,6 +121,20 @@ class SqliteStore(KeyTables, NameTables, RootTables):
         """Lets go of the database."""
         self._connection.close()
         os.close(self._lock)
+
+
+def _patiently(connection: sqlite3.Connection, statement: str) -> None:
+    """Runs a statement for which SQLite does not wait itself: the change to WAL, when somebody else makes it too."""
+    until = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            connection.execute(statement)
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _lock(path: Path, *, exclusive: bool) -> int:
