@@ -20,6 +20,7 @@ from alcove.vsock import hybrid
 
 LOOPBACK: Final = "127.0.0.1"
 BACKLOG: Final = 1024
+DIALLING: Final = 32  # at a time: a guest has two seconds to take each, and a crowd of callers takes turns
 
 Find = Callable[[], Path]  # the enclave's hybrid socket; raises when there is none now
 
@@ -69,10 +70,13 @@ def _listen(mapping: Mapping) -> socket.socket:
 
 
 def _dial(find: Find, port: int) -> Callable[[socket.socket, Any], Awaitable[socket.socket]]:
+    turn = asyncio.Semaphore(DIALLING)
+
     async def dial(stream: socket.socket, _peer: Any) -> socket.socket:
         tune(stream)
         try:
-            return await hybrid.connect_async(find(), port)
+            async with turn:
+                return await hybrid.connect_async(find(), port)
         except (OSError, TimeoutError) as error:
             raise MachineError(f"the enclave does not answer on port {port}: {error}") from None
 
