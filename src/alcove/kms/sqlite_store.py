@@ -46,7 +46,10 @@ def open_store(
     path = Path(rest.removeprefix("/") if separator else url)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # A file that is there is not opened here: closing it would end the locks that SQLite has on it in this process,
+        # and another process would then take the log away that this one goes on writing.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         place = root_key if isinstance(root_key, RootPlace) else RootPlace.of(root_key)
         return SqliteStore(path, place, account, exclusive=exclusive)
     except (OSError, sqlite3.Error) as error:
