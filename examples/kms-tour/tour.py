@@ -127,10 +127,12 @@ def signatures(tour: Tour) -> None:
     for spec in ("RSA_2048", "ECC_NIST_P256", "ECC_SECG_P256K1", "ECC_NIST_EDWARDS25519", "ML_DSA_44"):
         key = tour.key(KeySpec=spec, KeyUsage="SIGN_VERIFY")
         for algorithm in kms.describe_key(KeyId=key)["KeyMetadata"]["SigningAlgorithms"]:
-            signed = {"KeyId": key, "Message": b"message", "SigningAlgorithm": algorithm}
+            signed = {"KeyId": key, "Message": b"m" * 64, "SigningAlgorithm": algorithm}
+            if algorithm == "ED25519_PH_SHA_512":  # it takes digests alone
+                signed["MessageType"] = "DIGEST"
             signature = kms.sign(**signed)["Signature"]
             check(kms.verify(**signed, Signature=signature)["SignatureValid"], f"{algorithm} verifies")
-            wrong = {**signed, "Message": b"another"}
+            wrong = {**signed, "Message": b"a" * 64}
             refused("KMSInvalidSignatureException", kms.verify, **wrong, Signature=signature)
         if spec == "ECC_NIST_P256":
             public: Any = serialization.load_der_public_key(kms.get_public_key(KeyId=key)["PublicKey"])

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
+from alcove.kms import prehashed
 from alcove.kms.errors import KmsError, validation
 
 RAW: Final = "RAW"
@@ -24,7 +25,9 @@ _HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
     "SHA_384": hashes.SHA384(),
     "SHA_512": hashes.SHA512(),
 }
+_ED25519_PH: Final = "ED25519_PH_SHA_512"
 _WHOLE: Final = frozenset({_ML_DSA, "ED25519_SHA_512"})  # these sign messages, not digests
+_TYPES: Final = {_ML_DSA: (RAW, EXTERNAL_MU), "ED25519_SHA_512": (RAW,), _ED25519_PH: (DIGEST,)}  # others: both
 
 
 def check_message(algorithm: str, message_type: str, message: bytes) -> None:
@@ -33,10 +36,10 @@ def check_message(algorithm: str, message_type: str, message: bytes) -> None:
     Raises:
         KmsError: ValidationException.
     """
+    if message_type not in _TYPES.get(algorithm, (RAW, DIGEST)):
+        raise validation(f"MessageType {message_type} is not compatible with algorithm {algorithm}.")
     if message_type == RAW:
         return
-    if (message_type == EXTERNAL_MU) != (algorithm == _ML_DSA) or (message_type == DIGEST and algorithm in _WHOLE):
-        raise validation(f"MessageType {message_type} is not compatible with algorithm {algorithm}.")
     size = MU_BYTES if message_type == EXTERNAL_MU else _hash(algorithm).digest_size
     if len(message) != size:
         raise validation(f"Digest is invalid length for algorithm {algorithm}.")
@@ -44,6 +47,8 @@ def check_message(algorithm: str, message_type: str, message: bytes) -> None:
 
 def sign(key: Any, algorithm: str, message: bytes, message_type: str) -> bytes:
     """A signature; PSS with a salt as long as the hash, ECDSA in DER."""
+    if algorithm == _ED25519_PH:
+        return prehashed.sign(key, message)
     if algorithm in _WHOLE:
         return bytes(key.sign_mu(message) if message_type == EXTERNAL_MU else key.sign(message))
     digest = _hash(algorithm)
@@ -66,6 +71,9 @@ def verify(key: Any, algorithm: str, message: bytes, message_type: str, signatur
 
 
 def _verify(key: Any, algorithm: str, message: bytes, message_type: str, signature: bytes) -> None:
+    if algorithm == _ED25519_PH:
+        prehashed.verify(key, message, signature)
+        return
     if algorithm in _WHOLE:
         (key.verify_mu if message_type == EXTERNAL_MU else key.verify)(signature, message)
         return

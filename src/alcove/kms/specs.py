@@ -53,10 +53,10 @@ def _specs() -> list[KeySpec]:
         *(KeySpec(f"RSA_{bits}", rsa, slow=True) for bits in (2048, 3072, 4096)),
         *(KeySpec(name, {SIGN: (f"ECDSA_{digest}",), AGREE: ("ECDH",)}) for name, digest in curves.items()),
         KeySpec("ECC_SECG_P256K1", {SIGN: ("ECDSA_SHA_256",)}),
-        KeySpec("ECC_NIST_EDWARDS25519", {SIGN: ("ED25519_SHA_512",)}),  # no ED25519_PH_SHA_512: §28
+        KeySpec("ECC_NIST_EDWARDS25519", {SIGN: ("ED25519_SHA_512", "ED25519_PH_SHA_512")}),
         *(KeySpec(f"HMAC_{bits}", {MAC: (f"HMAC_SHA_{bits}",)}, pair=False) for bits in (224, 256, 384, 512)),
         *(KeySpec(f"ML_DSA_{size}", {SIGN: ("ML_DSA_SHAKE_256",)}) for size in (44, 65, 87)),
-        *(KeySpec(f"ML_KEM_{size}", {ENCAPSULATE: ("ML_KEM",)}) for size in (768, 1024)),  # no ML_KEM_512: §28
+        *(KeySpec(f"ML_KEM_{size}", {ENCAPSULATE: ("ML_KEM",)}) for size in (768, 1024)),  # no ML_KEM_512: ADR 14
     ]
 
 

@@ -64,7 +64,7 @@ def call(client: Any, operation: str, key_id: str, algorithm: str | None, **more
     }
     method = client.meta.method_to_api_mapping
     return getattr(client, next(name for name, api in method.items() if api == operation))(
-        KeyId=key_id, **parameters, **more
+        KeyId=key_id, **parameters | more
     )
 
 
@@ -73,13 +73,15 @@ def test_a_key_does_what_its_spec_and_usage_are_for(
     kms: RunningKms, keys: dict[tuple[str, str], str], spec: str, usage: str
 ) -> None:
     """Every operation × every kind of key, as dry runs: InvalidKeyUsageException where it does not fit."""
+    digest = {"Message": b"x" * 64, "MessageType": "DIGEST"}
     key_id = keys[spec, usage]
     for operation, (needed, _) in CALLS.items():
         fits = usage == needed and (operation not in WRAPPING or spec == "SYMMETRIC_DEFAULT")
         algorithms = SPECS[spec].algorithms[usage] if fits and operation not in WRAPPING else (None,)
         for algorithm in algorithms:
             with refused("DryRunOperationException" if fits else "InvalidKeyUsageException") as error:
-                call(kms.admin, operation, key_id, algorithm, DryRun=True)
+                more = digest if algorithm == "ED25519_PH_SHA_512" else {}
+                call(kms.admin, operation, key_id, algorithm, DryRun=True, **more)
             if usage != needed:
                 expected = f"{ARN}/{key_id} key usage is {usage} which is not valid for {operation}."
                 assert error["message"] == expected
@@ -100,17 +102,12 @@ def test_an_algorithm_must_be_the_keys(kms: RunningKms, keys: dict[tuple[str, st
         assert error["message"] == f"Algorithm {algorithm} is incompatible with key spec {spec}."
 
 
-def test_a_prehash_that_the_library_lacks_is_named(kms: RunningKms, keys: dict[tuple[str, str], str]) -> None:
-    """Ed25519ph is in AWS's list and not served (kms.md §28)."""
-    with refused("UnsupportedOperationException"):
-        call(kms.admin, "Sign", keys["ECC_NIST_EDWARDS25519", "SIGN_VERIFY"], "ED25519_PH_SHA_512")
-
-
 def test_a_message_type_must_be_the_algorithms(kms: RunningKms, keys: dict[tuple[str, str], str]) -> None:
-    """EXTERNAL_MU is ML-DSA's; Ed25519 and ML-DSA take no digest."""
+    """EXTERNAL_MU is ML-DSA's; Ed25519 and ML-DSA take no digest, Ed25519ph nothing else."""
     cases = [
         ("ECC_NIST_P256", "ECDSA_SHA_256", "EXTERNAL_MU"),
         ("ECC_NIST_EDWARDS25519", "ED25519_SHA_512", "DIGEST"),
+        ("ECC_NIST_EDWARDS25519", "ED25519_PH_SHA_512", "RAW"),
         ("ML_DSA_44", "ML_DSA_SHAKE_256", "DIGEST"),
     ]
     for spec, algorithm, kind in cases:

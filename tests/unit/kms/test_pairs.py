@@ -15,8 +15,14 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa, mlkem, padding, rsa
+from nacl.bindings import (
+    crypto_sign_ed25519ph_final_verify,
+    crypto_sign_ed25519ph_state,
+    crypto_sign_ed25519ph_update,
+)
 from tests.unit.kms.server_harness import ACCOUNT, RunningKms, config, refused, running
 
+from alcove.kms import prehashed
 from alcove.kms.material import private_key
 from alcove.kms.specs import MEMBERS, SPECS
 from alcove.kms.sqlite_store import open_store
@@ -26,6 +32,7 @@ pytestmark = pytest.mark.slow
 HASHES: dict[str, hashes.HashAlgorithm] = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
 PAIRS = [(spec.name, usage) for spec in SPECS.values() for usage in spec.algorithms if spec.pair]
 SIGNING = [(spec.name, algorithm) for spec in SPECS.values() for algorithm in spec.algorithms.get("SIGN_VERIFY", ())]
+WHOLE = [case for case in SIGNING if case[1] != "ED25519_PH_SHA_512"]  # that one takes digests alone
 BY_HASH = [case for case in SIGNING if case[1][-3:] in HASHES and case[1].startswith(("RSA", "ECDSA"))]
 MACS = {"HMAC_224": 28, "HMAC_256": 32, "HMAC_384": 48, "HMAC_512": 64}
 PAIR_SPECS = [name for name in SPECS if SPECS[name].pair and not name.startswith("ML_DSA")]
@@ -100,7 +107,7 @@ def test_a_pair_describes_itself(kms: RunningKms, keys: Keys, spec: str, usage: 
         assert isinstance(public, kinds[spec])
 
 
-@pytest.mark.parametrize(("spec", "algorithm"), SIGNING)
+@pytest.mark.parametrize(("spec", "algorithm"), WHOLE)
 def test_a_signature_verifies_here_and_elsewhere(kms: RunningKms, keys: Keys, spec: str, algorithm: str) -> None:
     """Under the public key by another program, and by Verify; a changed message or signature gives an error."""
     key_id, message = keys[spec, "SIGN_VERIFY"], b"m" * 4096
@@ -151,6 +158,43 @@ def test_an_external_mu_gives_a_signature_of_its_message(
     assert kms.admin.verify(Message=mu, Signature=signature, **options)["SignatureValid"] is True
     with refused("ValidationException"):
         kms.admin.sign(Message=mu[:-1], **options)
+
+
+def test_ed25519ph_hashes_the_digest_once_more(kms: RunningKms, keys: Keys) -> None:
+    """As AWS's model says; libsodium agrees, and the pure scheme's signatures and messages are others."""
+    options = {"KeyId": keys["ECC_NIST_EDWARDS25519", "SIGN_VERIFY"], "SigningAlgorithm": "ED25519_PH_SHA_512"}
+    digest = hashlib.sha512(b"message").digest()
+    signature = kms.admin.sign(Message=digest, MessageType="DIGEST", **options)["Signature"]
+    same = {"Message": digest, "MessageType": "DIGEST", **options}
+    assert kms.admin.verify(Signature=signature, **same)["SignatureValid"] is True
+    public = public_key(kms, options["KeyId"])
+    state = crypto_sign_ed25519ph_state()
+    crypto_sign_ed25519ph_update(state, digest)
+    assert crypto_sign_ed25519ph_final_verify(state, signature, public.public_bytes_raw())
+    with pytest.raises(InvalidSignature):
+        public.verify(signature, digest)
+    for bad in (signature[:-1] + bytes([signature[-1] ^ 1]), signature[:-1], signature + b"x"):
+        with refused("KMSInvalidSignatureException") as error:
+            kms.admin.verify(Signature=bad, **same)
+        assert error["message"] == ""
+    with refused("ValidationException"):
+        kms.admin.sign(Message=digest, MessageType="RAW", **options)
+    with refused("ValidationException"):
+        kms.admin.sign(Message=digest[:-1], MessageType="DIGEST", **options)
+
+
+def test_ed25519ph_gives_the_rfcs_signature() -> None:
+    """RFC 8032 §7.3, and a changed message."""
+    secret = bytes.fromhex("833fe62409237b9d62ec77587520911e9a759cec1d19755b7da901b96dca3d42")
+    key = ed25519.Ed25519PrivateKey.from_private_bytes(secret)
+    expected = (
+        "98a70222f0b8121aa9d30f813d683f809e462b469c7ff87639499bb94e6dae41"
+        "31f85042463c2a355a2003d062adf5aaa10b8c61e636062aaad11c2a26083406"
+    )
+    assert prehashed.sign(key, b"abc").hex() == expected
+    prehashed.verify(key.public_key(), b"abc", bytes.fromhex(expected))
+    with pytest.raises(InvalidSignature):
+        prehashed.verify(key.public_key(), b"abd", bytes.fromhex(expected))
 
 
 def test_openssl_verifies_too(kms: RunningKms, keys: Keys, tmp_path: Path) -> None:

@@ -80,8 +80,6 @@ def pair_spec(tools: Tools, call: Call) -> None:
 def signing(tools: Tools, call: Call) -> None:
     """Sign and Verify: usage, algorithm, and a message that fits its type."""
     params = call.params
-    if (call.the_key.spec, params["SigningAlgorithm"]) == ("ECC_NIST_EDWARDS25519", "ED25519_PH_SHA_512"):
-        raise unsupported("ED25519_PH_SHA_512 is not served")  # §28: the library has no Ed25519ph
     _check(tools, call, specs.SIGN, params["SigningAlgorithm"])
     check_message(params["SigningAlgorithm"], params.get("MessageType", RAW), params["Message"])
 
