@@ -13,24 +13,27 @@ from pathlib import Path
 from typing import Any, Final
 
 from alcove.cli import output
+from alcove.cli.parsers import Commands, command, command_group
 from alcove.enclave.paths import Paths
 from alcove.errors import UsageError
 
 CONFIG: Final = "/etc/nitro_enclaves/acm.yaml"  # AWS's place
-Commands = Any  # argparse's sub-parsers action is private
 
 
 def add_commands(commands: Commands) -> None:
     """Add `alcove acm` to the program."""
-    parser = commands.add_parser("acm", help="TLS keys in an enclave for a web server on this machine")
-    inner = parser.add_subparsers(metavar="COMMAND", required=True)
-    command = inner.add_parser("agent", help="run the enclave, provision it, renew, and tell the web server")
-    command.add_argument("--config", metavar="FILE", type=Path, default=Path(CONFIG), help=f"default: {CONFIG}")
-    command.set_defaults(handler=agent)
-    command = inner.add_parser("status", help="say what the agent serves; status 1 when something is not served")
-    command.add_argument("--run-directory", metavar="DIR", type=Path, help="the agent's options.run_directory")
-    command.add_argument("--json", action="store_true")
-    command.set_defaults(handler=status)
+    inner = command_group(commands, "acm", "TLS keys in an enclave for a web server on this machine")
+    parser = command(
+        inner,
+        "agent",
+        agent,
+        "run the enclave, provision it, renew, and tell the web server",
+        "alcove acm agent --config acm.yaml",
+    )
+    parser.add_argument("--config", metavar="FILE", type=Path, default=Path(CONFIG), help=f"default: {CONFIG}")
+    parser = command(inner, "status", status, "say what the agent serves; status 1 when something is not served")
+    parser.add_argument("--run-directory", metavar="DIR", type=Path, help="the agent's options.run_directory")
+    parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def agent(arguments: argparse.Namespace) -> None:

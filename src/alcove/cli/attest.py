@@ -11,15 +11,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from alcove.cli.parsers import Commands, command
+from alcove.cli.parsers import Commands, command, command_group
 
 
 def add_commands(commands: Commands) -> None:
     """Add ``attest`` and its sub-commands."""
-    group = commands.add_parser("attest", help="attestation documents").add_subparsers(metavar="COMMAND", required=True)
-    _add_verify(group)
+    inner = command_group(commands, "attest", "attestation documents")
+    _add_verify(inner)
     parser = command(
-        group,
+        inner,
         "show",
         _later("attest_check", "show"),
         "show what a document says, without checking it",
@@ -29,15 +29,15 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--eif", type=Path, metavar="FILE", help="say whether the registers are those of this image")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser = command(
-        group,
+        inner,
         "measure",
         _later("attest_check", "measure"),
         "print the policy that pins an image",
         "alcove attest measure app.eif > policy.json",
     )
-    parser.add_argument("eif", type=Path, metavar="EIF")
+    parser.add_argument("eif", type=Path, metavar="EIF", help="the image")
     parser = command(
-        group,
+        inner,
         "request",
         _later("attest_request", "request"),
         "ask the security module for a document (in an enclave)",
@@ -54,10 +54,9 @@ def _add_verify(group: Commands) -> None:
         group,
         "verify",
         _later("attest_check", "verify"),
-        "check a document, step by step",
+        "check a document, step by step; exit status: 0 valid, 3 not valid, 4 valid but the policy is not met",
         "alcove attest verify document.cbor --root aws --policy policy.json --nonce 5c0f2b",
     )
-    parser.description = "exit status: 0 valid, 3 not a valid document, 4 valid but the policy is not met"
     parser.add_argument("file", metavar="FILE", help="the document, - for standard input")
     parser.add_argument(
         "--root",

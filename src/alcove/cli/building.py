@@ -20,7 +20,7 @@ def add_commands(commands: Commands) -> None:
     )
     parser.add_argument("--docker-uri", required=True, metavar="IMAGE", help="docker-archive: and oci: forms work too")
     parser.add_argument("--docker-dir", metavar="DIR", help="build the Dockerfile in this directory first")
-    parser.add_argument("--output-file", required=True, metavar="FILE")
+    parser.add_argument("--output-file", required=True, metavar="FILE", help="the image; replaced when it is there")
     parser.add_argument("--name", help="the image's name")
     parser.add_argument("--version", help="the image's version")
     parser.add_argument("--metadata", metavar="JSON", help="a file of at most 4096 bytes")

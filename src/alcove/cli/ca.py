@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from alcove.cli import ca_keys, output
-from alcove.cli.parsers import Commands, command
+from alcove.cli.parsers import Commands, command, command_group
 from alcove.enclave.paths import Paths
 from alcove.errors import MachineError, UsageError
 
@@ -26,17 +26,17 @@ _MAX_DAYS: Final = 3650
 
 def add_commands(commands: Commands) -> None:
     """Add ``ca`` and its sub-commands."""
-    group = commands.add_parser("ca", help="the root of trust").add_subparsers(metavar="COMMAND", required=True)
-    parser = command(group, "init", init, "make this machine's root", "alcove ca init --key-file /media/stick/root.pem")
+    inner = command_group(commands, "ca", "the root of trust")
+    parser = command(inner, "init", init, "make this machine's root", "alcove ca init --key-file /media/stick/root.pem")
     ca_keys.add_new_key_flags(parser)
-    parser = command(group, "show", show, "show the certificates, where their keys are, and what needs doing")
-    parser.add_argument("--json", action="store_true")
-    parser = command(group, "export", export, "print the root's certificate for verifiers")
+    parser = command(inner, "show", show, "show the certificates, where their keys are, and what needs doing")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser = command(inner, "export", export, "print the root's certificate for verifiers")
     parser.add_argument("--all", action="store_true", help="every trusted root, the chains and the revocation lists")
     parser.add_argument("--output", type=Path, metavar="PATH", help="a file; with --all a directory")
-    _add_rotation(group)
-    _add_fleet(group)
-    _add_revocation(group)
+    _add_rotation(inner)
+    _add_fleet(inner)
+    _add_revocation(inner)
 
 
 def _add_rotation(group: Commands) -> None:
@@ -79,7 +79,7 @@ def _add_fleet(group: Commands) -> None:
 def _add_revocation(group: Commands) -> None:
     parser = command(group, "revoke", revoke, "revoke a certificate and sign its issuer's list")
     parser.add_argument("certificate", help="a serial number, a file, or the name of a parent")
-    parser.add_argument("--reason", choices=list(_REASONS), default="unspecified")
+    parser.add_argument("--reason", choices=list(_REASONS), default="unspecified", help="as the list says it")
     ca_keys.add_passphrase_flag(parser)
     _add_days(parser)
     parser = command(group, "crl", crl, "sign every revocation list anew, and print them")

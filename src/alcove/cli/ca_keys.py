@@ -33,9 +33,9 @@ def add_new_key_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "a new root's name", "AWS's own unless said otherwise; every name below repeats it"
     )
-    group.add_argument("--country", metavar="CC")
-    group.add_argument("--organization", metavar="NAME")
-    group.add_argument("--unit", metavar="NAME")
+    group.add_argument("--country", metavar="CC", help="two letters")
+    group.add_argument("--organization", metavar="NAME", help="whose root it is")
+    group.add_argument("--unit", metavar="NAME", help="the part of it")
     group.add_argument("--years", type=int, metavar="N", help="how long it lives; default: 30")
 
 

@@ -1,4 +1,6 @@
-"""AWS's error codes in Alcove's words (cli.md §5.2). An ellipsis stands for what the report itself names.
+"""The nitro-cli that ours stands for, and its error codes in Alcove's words (cli.md §5.2).
+
+An ellipsis stands for what the report itself names.
 
 Core: a table.
 """
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+NITRO_CLI_VERSION: Final = "1.5.0"
 ERROR_CODES: Final[dict[str, tuple[str, str]]] = {
     "E00": (
         "UnspecifiedError",

@@ -25,8 +25,8 @@ def add_commands(commands: Commands, programs: Mapping[str, Callable[[], argpars
         output.text(shtab.complete(parser, shell=arguments.shell).rstrip("\n"))
 
     parser = command(commands, "completion", completion, "print what a shell needs to complete commands", _EXAMPLE)
-    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    parser.add_argument("--program", choices=tuple(programs), default="alcove")
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the one that completes")
+    parser.add_argument("--program", choices=tuple(programs), default="alcove", help="alcove when not given")
 
 
 def _mark_paths(parser: argparse.ArgumentParser) -> None:

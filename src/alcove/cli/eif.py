@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from alcove.cli import output
-from alcove.cli.parsers import Commands, command
+from alcove.cli.parsers import Commands, command, command_group
 from alcove.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,41 +25,41 @@ REGISTERS: Final = (0, 1, 2, 8)
 
 def add_commands(commands: Commands) -> None:
     """Add ``eif`` and its sub-commands."""
-    group = commands.add_parser("eif", help="look into enclave images").add_subparsers(metavar="COMMAND", required=True)
+    inner = command_group(commands, "eif", "look into enclave images")
     parser = command(
-        group,
+        inner,
         "diff",
         diff,
         "say in what two images differ, and which PCRs that moves; exit status: 0 the same, 1 different",
         "alcove eif diff old.eif new.eif",
     )
-    parser.add_argument("a", type=Path, metavar="A")
-    parser.add_argument("b", type=Path, metavar="B")
+    parser.add_argument("a", type=Path, metavar="A", help="an image")
+    parser.add_argument("b", type=Path, metavar="B", help="another")
     _add_reading_flags(parser)
     parser = command(
-        group,
+        inner,
         "explain",
         explain,
         "list what was measured into which PCR: every section, and every file of the ramdisks, with its digest",
         "alcove eif explain app.eif",
     )
-    parser.add_argument("eif", type=Path, metavar="EIF")
+    parser.add_argument("eif", type=Path, metavar="EIF", help="the image")
     _add_reading_flags(parser)
 
     parser = command(
-        group,
+        inner,
         "extract",
         extract,
         "write kernel, command line, metadata, ramdisks and certificate of an image to files",
         "alcove eif extract app.eif --output app.parts --rootfs app.tar",
     )
-    parser.add_argument("eif", type=Path, metavar="EIF")
+    parser.add_argument("eif", type=Path, metavar="EIF", help="the image")
     parser.add_argument("--output", type=Path, metavar="DIR", help="a new or empty directory")
     parser.add_argument("--force", action="store_true", help="write into a directory that is not empty")
     parser.add_argument("--rootfs", type=Path, metavar="TAR", help="the application's file system, as a tar archive")
     _add_limit(parser)
     parser.set_defaults(parser=parser)
-    _add_verify(group)
+    _add_verify(inner)
 
 
 def _add_verify(group: Commands) -> None:
@@ -70,17 +70,17 @@ def _add_verify(group: Commands) -> None:
         "check an image, step by step; exit status: 0 valid, 3 not valid",
         "alcove eif verify app.eif --certificate signer.pem",
     )
-    parser.add_argument("eif", type=Path, metavar="EIF")
+    parser.add_argument("eif", type=Path, metavar="EIF", help="the image")
     parser.add_argument("--certificate", type=Path, metavar="PEM", help="of the signer (this pins PCR8)")
     for index in REGISTERS:
-        parser.add_argument(f"--pcr{index}", type=_register, metavar="HEX")
+        parser.add_argument(f"--pcr{index}", type=_register, metavar="HEX", help="what it must be")
     parser.add_argument("--at", type=_moment, default="now", metavar="TIME", help="now, or an RFC 3339 time")
     parser.add_argument("--allow-unsigned", action="store_true", help="accept an image without a signature")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def _add_reading_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="for programs")
     _add_limit(parser)
 
 

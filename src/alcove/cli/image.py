@@ -14,7 +14,7 @@ from alcove.errors import UsageError
 def add_nitro_commands(commands: Commands) -> None:
     """Add AWS's commands about images."""
     parser = command(commands, "describe-eif", describe_eif, "show what an enclave image holds and measures")
-    parser.add_argument("--eif-path", required=True, metavar="FILE")
+    parser.add_argument("--eif-path", required=True, metavar="FILE", help="the image")
     parser.add_argument("--strict", action="store_true", help="Alcove's own: refuse what nitro-cli would not write")
     parser = command(
         commands,
@@ -23,14 +23,14 @@ def add_nitro_commands(commands: Commands) -> None:
         "sign an enclave image, or replace its signature",
         "nitro-cli sign-eif --eif-path app.eif --signing-certificate cert.pem --private-key key.pem",
     )
-    parser.add_argument("--eif-path", metavar="FILE")
+    parser.add_argument("--eif-path", metavar="FILE", help="the image, which is changed in place")
     add_signing_flags(parser)
     parser = command(commands, "explain", explain, "say what an error code means", "nitro-cli explain --error-code E26")
-    parser.add_argument("--error-code", required=True, metavar="CODE")
+    parser.add_argument("--error-code", required=True, metavar="CODE", help="such as E26")
     parser = command(commands, "pcr", pcr, "compute the PCR of a file or of a signing certificate")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--input", metavar="FILE")
-    which.add_argument("--signing-certificate", metavar="PEM")
+    which.add_argument("--input", metavar="FILE", help="any file")
+    which.add_argument("--signing-certificate", metavar="PEM", help="the signer's: this is PCR8")
 
 
 def describe_eif(arguments: argparse.Namespace) -> None:

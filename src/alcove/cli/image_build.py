@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from alcove import __version__
-from alcove.cli.nitro import NITRO_CLI_VERSION
+from alcove.cli.codes import NITRO_CLI_VERSION
 from alcove.cli.progress import watcher
 from alcove.enclave.paths import Paths
 from alcove.errors import MachineError, UsageError

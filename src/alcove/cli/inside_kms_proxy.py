@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from alcove.cli import output
-from alcove.cli.parsers import vsock_port
+from alcove.cli.parsers import add_proxy_port
 from alcove.errors import MachineError, UsageError
 from alcove.sdk import clock, credentials, entropy, nsm
 from alcove.sdk.endpoint import PROXY_PORT, Credentials, Endpoint
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--region", help="AWS_REGION by default, or us-east-1")
     parser.add_argument("--endpoint", metavar="HOST[:PORT]", help="of AWS_ENDPOINT_URL_KMS by default, or AWS's")
     parser.add_argument("--ca-file", metavar="PEM", help="AWS_CA_BUNDLE by default, or the image's trust store")
-    parser.add_argument("--proxy-port", type=vsock_port, default=PROXY_PORT, help="vsock-proxy's port on the parent")
+    add_proxy_port(parser, PROXY_PORT)
     parser.add_argument("--connect", metavar="HOST:PORT", help="reach KMS over TCP instead")
     parser.add_argument("--credentials", type=Path, metavar="FILE", help="JSON, read again before each call")
     parser.add_argument("--key", action="append", default=[], metavar="ARN", help="refuse answers from other keys")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from alcove.cli import output
-from alcove.cli.parsers import vsock_port
+from alcove.cli.parsers import add_proxy_port, vsock_port
 from alcove.errors import AlcoveError
 from alcove.sdk import entropy, nsm, vsock
 from alcove.sdk.endpoint import PROXY_PORT, Credentials
@@ -28,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """AWS's, and a CA."""
     parser.description = _TEXT
     parser.add_argument("--port", type=vsock_port, default=kmstool.PORT, help="vsock port; 3000")
-    parser.add_argument(
-        "--proxy-port", type=vsock_port, default=PROXY_PORT, help="vsock-proxy's port on the parent; 8000"
-    )
+    add_proxy_port(parser, PROXY_PORT)
     parser.add_argument("--region", default=os.environ.get("REGION"), help="else the parent names it")
     parser.add_argument("--ca-file", metavar="PEM", help="what KMS is trusted by; the image's trust store by default")
     parser.add_argument("--key", action="append", default=[], metavar="ARN", help="decrypt with no other key")

@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log", action="store_true", help="let the parent see its output; with --lifeline's")
     parser.add_argument("--health", metavar="COMMAND", help="a check whose status is its health; with --lifeline's")
     parser.add_argument("--health-interval", metavar="SECONDS", type=float, default=30.0, help="30")
-    parser.add_argument("program", metavar="PROGRAM")
-    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER)
+    parser.add_argument("program", metavar="PROGRAM", help="its name or path")
+    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="its own")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from alcove.cli import kms_audit, kms_policy, kms_root, kms_users, output
 from alcove.cli.kms_store import add_store_flags, guard, opened, root_place, store_path, store_url
-from alcove.cli.parsers import Commands, command
+from alcove.cli.parsers import Commands, command, command_group
 from alcove.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,20 +20,18 @@ _REGION = re.compile(r"([a-z]+-){2,3}[0-9]{1,2}", re.ASCII)  # as the model has 
 
 def add_commands(commands: Commands) -> None:
     """Add ``kms`` and its sub-commands."""
-    group = commands.add_parser("kms", help="AWS's KMS on one's own machine").add_subparsers(
-        metavar="COMMAND", required=True
-    )
+    inner = command_group(commands, "kms", "AWS's KMS on one's own machine")
     parser = command(
-        group,
+        inner,
         "serve",
         serve,
         "serve the KMS API, and STS beside it, over HTTP or HTTPS",
         "alcove kms serve & export AWS_ENDPOINT_URL_KMS=http://127.0.0.1:4599; aws kms list-keys",
     )
-    parser.add_argument("--listen", default="127.0.0.1:4599", metavar="HOST:PORT")
-    parser.add_argument("--tls-cert", type=Path, metavar="FILE")
-    parser.add_argument("--tls-key", type=Path, metavar="FILE")
-    parser.add_argument("--workers", type=int, default=1, metavar="N")
+    parser.add_argument("--listen", default="127.0.0.1:4599", metavar="HOST:PORT", help="127.0.0.1:4599 when not given")
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM, with its chain; https from then on")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM, without a passphrase")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the address; 1")
     parser.add_argument(
         "--root",
         action="append",
@@ -55,10 +53,10 @@ def add_commands(commands: Commands) -> None:
     )
     parser.add_argument("--log", metavar="FILE", help="refusals, faults and dead workers as JSON lines; - for stderr")
     add_store_flags(parser)
-    kms_users.add_commands(group)
-    kms_policy.add_commands(group)
-    kms_root.add_commands(group)
-    kms_audit.add_commands(group)
+    kms_users.add_commands(inner)
+    kms_policy.add_commands(inner)
+    kms_root.add_commands(inner)
+    kms_audit.add_commands(inner)
 
 
 def serve(arguments: argparse.Namespace) -> None:

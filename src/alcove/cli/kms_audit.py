@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from alcove.cli import output
 from alcove.cli.kms_store import add_store_flags, opened, store_path
-from alcove.cli.parsers import Commands, command
+from alcove.cli.parsers import Commands, command, command_group
 from alcove.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ _HEAD = re.compile(r"([1-9][0-9]{0,17}):([0-9a-f]{64})", re.ASCII)
 
 def add_commands(commands: Commands) -> None:
     """Add ``audit``."""
-    group = commands.add_parser("audit", help="the log of every call").add_subparsers(metavar="COMMAND", required=True)
+    inner = command_group(commands, "audit", "the log of every call")
     parser = command(
-        group,
+        inner,
         "verify",
         verify,
         "check that no record was changed, cut out, added or moved; a server may be running",
@@ -39,7 +39,7 @@ def add_commands(commands: Commands) -> None:
         metavar="N:HASH",
         help="what an earlier check printed: records up to there must still be in the log (again for more)",
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="for programs")
     add_store_flags(parser)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from alcove.cli import output
 from alcove.cli.attest_inputs import parse_hex, parse_roots, read_bytes, read_document
 from alcove.cli.kms_store import add_store_flags, opened
-from alcove.cli.parsers import Commands, command
+from alcove.cli.parsers import Commands, command, command_group
 from alcove.errors import AlcoveError, UsageError
 
 if TYPE_CHECKING:
@@ -29,11 +29,9 @@ _ACCOUNT = re.compile(r"[0-9]{12}", re.ASCII)
 
 def add_commands(commands: Commands) -> None:
     """Add ``policy``."""
-    group = commands.add_parser("policy", help="lint, explain and write policies").add_subparsers(
-        metavar="COMMAND", required=True
-    )
+    inner = command_group(commands, "policy", "lint, explain and write policies")
     parser = command(
-        group,
+        inner,
         "lint",
         _answering(lint),
         "warn of what is legal in a policy and probably not meant; exit status 0 clean, 1 warnings, 2 an error",
@@ -41,17 +39,17 @@ def add_commands(commands: Commands) -> None:
     )
     parser.add_argument("what", metavar="FILE|KEY", help="a policy, - for standard input; or a key's id, ARN or alias")
     parser.add_argument("--identity", action="store_true", help="the file is the policy of a user or role")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="for programs")
     add_store_flags(parser)
-    _add_explain(group)
+    _add_explain(inner)
     parser = command(
-        group,
+        inner,
         "for",
         pin,
         "print the key policy that lets one image, and nobody else, have plaintext",
         'aws kms put-key-policy --key-id ID --policy "$(alcove kms policy for app.eif)"',
     )
-    parser.add_argument("eif", type=Path)
+    parser.add_argument("eif", type=Path, help="the image")
     parser.add_argument("--principal", action="append", metavar="ARN", help="who asks for it; default: the account")
     parser.add_argument("--manager", action="append", metavar="ARN", help="who manages the key; default: the account")
     parser.add_argument("--account", default="111122223333", metavar="ID", help="default: that of a new store")
@@ -70,10 +68,10 @@ def _add_explain(group: Commands) -> None:
         "alcove kms policy explain --user app --action kms:Decrypt --key alias/app --pcr 0=$(cat pcr0.hex)",
     )
     who = parser.add_mutually_exclusive_group(required=True)
-    who.add_argument("--user", metavar="NAME")
-    who.add_argument("--role", metavar="NAME")
-    who.add_argument("--principal", metavar="ARN")
-    parser.add_argument("--action", required=True, metavar="kms:NAME")
+    who.add_argument("--user", metavar="NAME", help="who asks; or --role, or --principal")
+    who.add_argument("--role", metavar="NAME", help="a role that asks")
+    who.add_argument("--principal", metavar="ARN", help="anybody else who asks")
+    parser.add_argument("--action", required=True, metavar="kms:NAME", help="what is asked for")
     parser.add_argument("--key", metavar="KEY", help="its id, ARN or alias")
     proof = parser.add_mutually_exclusive_group()
     proof.add_argument("--document", metavar="FILE", help="an attestation document; - for standard input")
@@ -82,7 +80,7 @@ def _add_explain(group: Commands) -> None:
     parser.add_argument("--context", action="append", default=[], metavar="K=V", help="of the encryption context")
     parser.add_argument("--condition", action="append", default=[], metavar="K=V", help="any other condition key")
     parser.add_argument("--region", metavar="REGION", help="default: AWS_REGION, or us-east-1")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="for programs")
     add_store_flags(parser)
 
 

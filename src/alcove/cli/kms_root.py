@@ -19,7 +19,7 @@ from alcove.cli.kms_store import (
     store_file,
     store_path,
 )
-from alcove.cli.parsers import Commands, command
+from alcove.cli.parsers import Commands, command, command_group
 from alcove.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,22 +36,20 @@ _KINDS: Final = {
 
 def add_commands(commands: Commands) -> None:
     """Add ``root``, ``backup`` and ``restore``."""
-    group = commands.add_parser("root", help="the root key, under which the store is wrapped").add_subparsers(
-        metavar="COMMAND", required=True
-    )
+    inner = command_group(commands, "root", "the root key, under which the store is wrapped")
     parser = command(
-        group,
+        inner,
         "init",
         init,
         "make the root key before the first start, protected as you say",
         "alcove kms root init --pkcs11 'pkcs11:token=hsm;object=kms'",
     )
     _add_protection(parser)
-    parser = command(group, "show", show, "say where the root key is, and its fingerprint")
-    parser.add_argument("--json", action="store_true")
+    parser = command(inner, "show", show, "say where the root key is, and its fingerprint")
+    parser.add_argument("--json", action="store_true", help="for programs")
     add_store_flags(parser)
     parser = command(
-        group,
+        inner,
         "rewrap",
         rewrap,
         "keep the same root key otherwise; a server may be running",
@@ -59,7 +57,7 @@ def add_commands(commands: Commands) -> None:
     )
     _add_protection(parser)
     parser = command(
-        group,
+        inner,
         "rotate",
         rotate,
         "make another root key and wrap the whole store under it; no server may be running",
@@ -77,8 +75,8 @@ def _add_copies(commands: Commands) -> None:
         "copy the store, which may be in use, into a new file; secrets stay wrapped under the root key",
         "alcove kms backup kms-$(date +%F).backup",
     )
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("file", type=Path, help="the backup; nothing may be there yet")
+    parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--store", metavar="URL", help="sqlite:///PATH; default: in the state directory")
     parser = command(
         commands,
@@ -87,8 +85,8 @@ def _add_copies(commands: Commands) -> None:
         "make a store from a backup, where there is none",
         "alcove kms restore kms-2026-11-24.backup --store sqlite:////srv/kms/kms.sqlite",
     )
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("file", type=Path, help="the backup")
+    parser.add_argument("--json", action="store_true", help="for programs")
     add_store_flags(parser)
 
 

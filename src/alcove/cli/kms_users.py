@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from alcove.cli import output
 from alcove.cli.attest_inputs import read_bytes
 from alcove.cli.kms_store import add_store_flags, opened
-from alcove.cli.parsers import Commands, command
+from alcove.cli.parsers import Commands, command, command_group
 from alcove.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,15 +21,11 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Commands) -> None:
     """Add ``user`` and ``role``."""
-    group = commands.add_parser("user", help="users and their access keys").add_subparsers(
-        metavar="COMMAND", required=True
-    )
-    _add_making(group)
-    _add_keys(group)
-    group = commands.add_parser("role", help="roles that users may take on").add_subparsers(
-        metavar="COMMAND", required=True
-    )
-    _add_roles(group)
+    inner = command_group(commands, "user", "users and their access keys")
+    _add_making(inner)
+    _add_keys(inner)
+    inner = command_group(commands, "role", "roles that users may take on")
+    _add_roles(inner)
 
 
 def _add_making(group: Commands) -> None:
@@ -40,13 +36,13 @@ def _add_making(group: Commands) -> None:
         "make a user and an access key; the secret is shown this once",
         "alcove kms user add app --policy app-policy.json --json > app-credentials.json",
     )
-    parser.add_argument("name")
+    parser.add_argument("name", help="the user's")
     _add_policy_flags(parser)
     _finish(parser)
     parser = command(group, "list", list_users, "list users, their access keys and how many policies they have")
     _finish(parser)
     parser = command(group, "remove", remove_user, "remove a user; its access keys stop working at once")
-    parser.add_argument("name")
+    parser.add_argument("name", help="the user's")
     _finish(parser, json=False)
     parser = command(
         group,
@@ -55,7 +51,7 @@ def _add_making(group: Commands) -> None:
         "show the identity policies of a user, or replace them; a running server follows at once",
         "alcove kms user policy app --policy app-policy.json",
     )
-    parser.add_argument("name")
+    parser.add_argument("name", help="the user's")
     _add_policy_flags(parser, none=True)
     _finish(parser, json=False)
 
@@ -68,7 +64,7 @@ def _add_keys(group: Commands) -> None:
         "make a new access key for a user, instead of the ones it has; the secret is shown this once",
         "alcove kms user rotate app --keep-old --json   # and `user revoke` when the new key is in use",
     )
-    parser.add_argument("name")
+    parser.add_argument("name", help="the user's")
     parser.add_argument("--keep-old", action="store_true", help="leave the old one valid; two at most")
     _finish(parser)
     parser = command(
@@ -78,8 +74,8 @@ def _add_keys(group: Commands) -> None:
         "remove one access key of a user",
         "alcove kms user revoke app AKIA2345ABCDEFGHIJKL",
     )
-    parser.add_argument("name")
-    parser.add_argument("access_key_id", metavar="ACCESS-KEY-ID")
+    parser.add_argument("name", help="the user's")
+    parser.add_argument("access_key_id", metavar="ACCESS-KEY-ID", help="as `user list` shows it")
     _finish(parser, json=False)
 
 
@@ -91,17 +87,17 @@ def _add_roles(group: Commands) -> None:
         "make a role that some users may take on with AssumeRole",
         "alcove kms role add deploy --trust alice --trust bob --policy deploy.json",
     )
-    parser.add_argument("name")
+    parser.add_argument("name", help="the role's")
     parser.add_argument("--trust", action="append", required=True, metavar="USER", help="who may (again for more)")
     _add_policy_flags(parser)
     _finish(parser)
     parser = command(group, "list", list_roles, "list roles and whom they trust")
     _finish(parser)
     parser = command(group, "remove", remove_role, "remove a role; its sessions end at once")
-    parser.add_argument("name")
+    parser.add_argument("name", help="the role's")
     _finish(parser, json=False)
     parser = command(group, "policy", role_policy, "show the identity policies of a role, or replace them")
-    parser.add_argument("name")
+    parser.add_argument("name", help="the role's")
     _add_policy_flags(parser, none=True)
     _finish(parser, json=False)
 
@@ -118,7 +114,7 @@ def _add_policy_flags(parser: argparse.ArgumentParser, *, none: bool = False) ->
 
 def _finish(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
     if json:
-        parser.add_argument("--json", action="store_true")
+        parser.add_argument("--json", action="store_true", help="for programs")
     add_store_flags(parser)
 
 

@@ -55,10 +55,10 @@ def nitro_cli() -> NoReturn:
 
 def nitro_parser() -> argparse.ArgumentParser:
     """The command line of ``nitro-cli``."""
-    from alcove.cli import nitro  # noqa: PLC0415 - it needs Linux
+    from alcove.cli import codes, nitro  # noqa: PLC0415 - it needs Linux
 
     parser = argparse.ArgumentParser(prog="nitro-cli", description="CLI for enclave lifetime management")
-    parser.add_argument("-V", "--version", action="version", version=f"Nitro CLI {nitro.NITRO_CLI_VERSION}")
+    parser.add_argument("-V", "--version", action="version", version=f"Nitro CLI {codes.NITRO_CLI_VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     nitro.add_commands(commands)
     return parser

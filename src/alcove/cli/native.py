@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from alcove.cli import acm, ca, eif, kms, output
+from alcove.cli.parsers import Commands, command
 from alcove.enclave.paths import Paths
-
-Commands = Any  # argparse's sub-parsers action is private
 
 
 def add_commands(commands: Commands) -> None:
     """Add Alcove's own commands to the program."""
-    parser = commands.add_parser("setup", help="make the tools tree: QEMU and the guest kernel from Debian's packages")
-    parser.set_defaults(handler=setup)
-    parser = commands.add_parser("doctor", help="say what is present, what is missing and how to get it")
-    parser.add_argument("--json", action="store_true")
-    parser.set_defaults(handler=doctor)
-    parser = commands.add_parser("demo", help="run the whole story, from a container image to a released secret")
+    command(commands, "setup", setup, "make the tools tree: QEMU and the guest kernel from Debian's packages")
+    parser = command(commands, "doctor", doctor, "say what is present, what is missing and how to get it")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser = command(commands, "demo", demo, "run the whole story, from a container image to a released secret")
     parser.add_argument("--report", metavar="FILE", type=Path, help="write results and timings as JSON")
     parser.add_argument("--keep", metavar="DIR", type=Path, help="work in this directory and keep it")
-    parser.set_defaults(handler=demo)
     acm.add_commands(commands)
     ca.add_commands(commands)
     eif.add_commands(commands)

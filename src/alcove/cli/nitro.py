@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from alcove.enclave.paths import Paths
     from alcove.enclave.record import Record
 
-NITRO_CLI_VERSION: Final = "1.5.0"
 _LONGEST_GRACE: Final = 3600.0
 
 
@@ -39,17 +38,24 @@ def _add_run(commands: Commands) -> None:
         "start an enclave",
         "nitro-cli run-enclave --eif-path app.eif --cpu-count 2 --memory 512",
     )
-    parser.add_argument("--cpu-count", metavar="N")
-    parser.add_argument("--cpu-ids", metavar="ID", nargs="+")
+    parser.add_argument("--cpu-count", metavar="N", help="how many CPUs; or --cpu-ids")
+    parser.add_argument("--cpu-ids", metavar="ID", nargs="+", help="which of the pool's CPUs")
     parser.add_argument("--memory", metavar="MIB", help="MiB, or a number with M, G or T")
-    parser.add_argument("--eif-path", metavar="FILE")
-    parser.add_argument("--enclave-cid", metavar="CID")
-    parser.add_argument("--enclave-name", metavar="NAME")
+    parser.add_argument("--eif-path", metavar="FILE", help="the image")
+    parser.add_argument("--enclave-cid", metavar="CID", help="4 or more; the next free one from 16 on when not given")
+    parser.add_argument("--enclave-name", metavar="NAME", help="the image's file name when not given")
     parser.add_argument("--debug-mode", action="store_true", help="a console, and zero PCRs in attestation documents")
-    parser.add_argument("--attach-console", action="store_true")
-    parser.add_argument("--config", metavar="JSON")
-    parser.add_argument("--accelerator", choices=("auto", "kvm", "tcg"), default="auto", help="Alcove's own")
-    parser.add_argument("--boot-timeout", metavar="SECONDS", type=float, help="Alcove's own")
+    parser.add_argument("--attach-console", action="store_true", help="show the console after the start; debug mode")
+    parser.add_argument("--config", metavar="JSON", help="a file with all of this, instead of flags")
+    parser.add_argument(
+        "--accelerator",
+        choices=("auto", "kvm", "tcg"),
+        default="auto",
+        help="Alcove's own",
+    )
+    parser.add_argument(
+        "--boot-timeout", metavar="SECONDS", type=float, help="Alcove's own; 180, or more for large images"
+    )
     parser.add_argument("--parent-role", metavar="ARN", help="Alcove's own: the role that PCR3 stands for")
     parser.set_defaults(parser=parser)
 
@@ -72,8 +78,8 @@ def _add_watch(commands: Commands) -> None:
         "nitro-cli terminate-enclave --enclave-name app",
     )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--enclave-id", metavar="ID")
-    which.add_argument("--enclave-name", metavar="NAME")
+    which.add_argument("--enclave-id", metavar="ID", help="as describe-enclaves shows it")
+    which.add_argument("--enclave-name", metavar="NAME", help="if it is the only one of that name")
     which.add_argument("--all", action="store_true", help="the caller's own; root's are everybody's")
     parser.add_argument(
         "--grace", metavar="SECONDS", type=_grace, default=10.0, help="Alcove's own: for an application with a lifeline"
@@ -86,8 +92,8 @@ def _add_watch(commands: Commands) -> None:
         "nitro-cli console --enclave-name app --disconnect-timeout 10",
     )
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--enclave-id", metavar="ID")
-    which.add_argument("--enclave-name", metavar="NAME")
+    which.add_argument("--enclave-id", metavar="ID", help="as describe-enclaves shows it")
+    which.add_argument("--enclave-name", metavar="NAME", help="if it is the only one of that name")
     parser.add_argument("--disconnect-timeout", metavar="SECONDS", help="end then; else when the enclave ends")
     parser.add_argument("--quiet", action="store_true", help="Alcove's own: nothing but the console's bytes")
 

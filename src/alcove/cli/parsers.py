@@ -27,12 +27,23 @@ def command(commands: Commands, name: str, handler: Any, text: str, example: str
     return parser
 
 
+def command_group(commands: Commands, name: str, text: str) -> Commands:
+    """Add a command that has commands of its own; return the place for them."""
+    return commands.add_parser(name, help=text, description=text).add_subparsers(metavar="COMMAND", required=True)
+
+
 def vsock_port(text: str) -> int:
     """The type of an argument that is a vsock port."""
     value = int(text)
     if not 0 < value < 0xFFFFFFFF:
         raise argparse.ArgumentTypeError("a vsock port is from 1 to 4294967294")
     return value
+
+
+def add_proxy_port(parser: argparse.ArgumentParser, default: int) -> None:
+    """Add --proxy-port, for programs in enclaves."""
+    text = f"vsock-proxy's port on the parent; {default}"
+    parser.add_argument("--proxy-port", type=vsock_port, default=default, metavar="PORT", help=text)
 
 
 def add_signing_flags(parser: argparse.ArgumentParser) -> None:

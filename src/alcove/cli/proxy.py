@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-v", "--verbose", action="store_true", help="a line for each connection, as RUST_LOG=info does"
     )
     parser.add_argument("local_port", nargs="?", help="the port that enclaves connect to, on CID 3")
-    parser.add_argument("remote_addr", nargs="?")
-    parser.add_argument("remote_port", nargs="?")
+    parser.add_argument("remote_addr", nargs="?", help="a host that the list allows")
+    parser.add_argument("remote_port", nargs="?", help="its TCP port")
     parser.set_defaults(handler=vsock_proxy, usage_error=parser.error)
 
 

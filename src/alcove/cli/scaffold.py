@@ -20,7 +20,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("--once", action="store_true", help="build and run once, until the enclave has ended")
     example = "alcove rootfs rootfs.tar --with boto3"
     parser = command(commands, "rootfs", make_rootfs, "make a root file system of Debian's packages", example)
-    parser.add_argument("target", type=Path, metavar="TAR")
+    parser.add_argument("target", type=Path, metavar="TAR", help="the file; replaced when it is there")
     parser.add_argument(
         "--with",
         dest="kits",

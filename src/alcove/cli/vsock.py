@@ -44,18 +44,18 @@ def add_commands(commands: Commands) -> None:
         commands, "exec", execute, "run a program that speaks AF_VSOCK", "alcove exec -- socat - VSOCK-CONNECT:16:5000"
     )
     parser.description = _EXEC
-    parser.add_argument("program", metavar="PROGRAM")
-    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER)
+    parser.add_argument("program", metavar="PROGRAM", help="its name or path")
+    parser.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="its own")
     example = "echo hello | alcove connect 16 5000 --wait 10"
     parser = command(commands, "connect", connect, "connect standard input and output to an enclave's port", example)
     parser.add_argument("enclave", metavar="CID", help="the enclave's CID, name or id")
-    parser.add_argument("port", metavar="PORT")
+    parser.add_argument("port", metavar="PORT", help="that the application listens on")
     parser.add_argument(
         "--wait", metavar="SECONDS", type=_seconds, default=0.0, help="try that long while the enclave boots"
     )
     parser = command(commands, "forward", forward, "let enclaves reach a server on AF_VSOCK", "alcove forward 8000")
     parser.description = _FORWARD
-    parser.add_argument("port", metavar="PORT")
+    parser.add_argument("port", metavar="PORT", help="that enclaves connect to, and the server listens on")
     parser.add_argument("--cid", metavar="CID", help="where it listens; the loopback's 1 by default")
     example = "alcove publish web -p 8443:443"
     parser = command(

@@ -32,7 +32,7 @@ def add_commands(commands: Commands) -> None:
     parser.add_argument("enclave", metavar="ENCLAVE", help="name or id; of several ended with one name, the last")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the enclave ends")
     parser = command(commands, "top", top, "watch the running enclaves", "alcove top --once")
-    parser.add_argument("--interval", metavar="SECONDS", type=_seconds, default=2.0)
+    parser.add_argument("--interval", metavar="SECONDS", type=_seconds, default=2.0, help="between two looks; 2")
     parser.add_argument("--once", action="store_true", help="print one table and end")
     parser.add_argument("--json", action="store_true", help="print the counters of one moment")
 
