@@ -88,7 +88,8 @@ class Console:
             return
         self._clients.add(writer)
         try:
-            await reader.read()  # clients say nothing; the end of their stream is the end of their interest
+            while await reader.read(_CHUNK):  # what they say is dropped; the end of their stream ends their interest
+                pass
         except ConnectionError:
             pass
         finally:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from alcove.errors import MachineError
 from alcove.types import Port
 
 _VARIABLES = ("ALCOVE_STATE", "ALCOVE_RUN", "ALCOVE_CONFIG")
@@ -22,7 +23,11 @@ class Paths:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None, uid: int | None = None) -> Paths:
-        """Take the directories from ``ALCOVE_STATE``, ``ALCOVE_RUN`` and ``ALCOVE_CONFIG``, or their defaults."""
+        """Take the directories from ``ALCOVE_STATE``, ``ALCOVE_RUN`` and ``ALCOVE_CONFIG``, or their defaults.
+
+        Raises:
+            MachineError: E07 when the default runtime directory is in ``/tmp``, and somebody else's.
+        """
         env = os.environ if environment is None else environment
         user = os.getuid() if uid is None else uid
         if user == 0:
@@ -31,7 +36,7 @@ class Paths:
             home, runtime = env.get("HOME", "/"), env.get("XDG_RUNTIME_DIR")
             defaults = (
                 env.get("XDG_DATA_HOME", f"{home}/.local/share") + "/alcove",
-                f"{runtime}/alcove" if runtime else f"/tmp/alcove-{user}",  # noqa: S108 - registry.prepare looks whose it is
+                f"{runtime}/alcove" if runtime else _in_tmp(user, wanted=not env.get("ALCOVE_RUN")),
                 env.get("XDG_CONFIG_HOME", f"{home}/.config") + "/alcove",
             )
         given = (Path(env.get(name) or default) for name, default in zip(_VARIABLES, defaults, strict=True))
@@ -84,6 +89,15 @@ class Paths:
     def port(self, port: Port) -> Path:
         """The socket where enclaves reach the parent's ``port``."""
         return self.ports / f"{port}.sock"
+
+
+def _in_tmp(user: int, *, wanted: bool) -> str:
+    """A user's runtime directory where everybody may make one: who talks to enclaves there must know whose it is."""
+    path = f"/tmp/alcove-{user}"  # noqa: S108 - see above
+    if wanted and os.path.lexists(path) and os.lstat(path).st_uid != user:
+        hint = "set XDG_RUNTIME_DIR or ALCOVE_RUN to a directory of your own"
+        raise MachineError(f"the runtime directory `{path}` is somebody else's", code="E07", hint=hint)
+    return path
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -127,5 +128,25 @@ def test_clients_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert await (await connected(path)).read() == b""
         await say(b"b")
         assert (await first.readexactly(1), await second.readexactly(1)) == (b"b", b"b")
+
+    with_console(path, story)
+
+
+def test_what_a_client_says_is_not_kept(path: Path) -> None:
+    """A client that sends without end costs the supervisor no memory, and still sees the console."""
+
+    async def story(made: Console, say: Say) -> None:
+        reader, writer = await asyncio.open_unix_connection(path)
+        kept.append(writer)
+        tracemalloc.start()
+        try:
+            for _ in range(16):
+                writer.write(bytes(1 << 20))
+                await writer.drain()
+            await say(b"still there")
+            assert await asyncio.wait_for(reader.readexactly(11), _SECONDS) == b"still there"
+            assert tracemalloc.get_traced_memory()[0] < 4 << 20
+        finally:
+            tracemalloc.stop()
 
     with_console(path, story)

@@ -200,3 +200,16 @@ def test_directories_follow_the_environment() -> None:
     assert (user.state, user.run) == (Path("/home/u/.local/share/alcove"), Path("/run/user/7/alcove"))
     assert Paths.from_environment({"HOME": "/home/u"}, uid=7).run == Path("/tmp/alcove-7")
     assert Paths.from_environment({"ALCOVE_RUN": "x"}, uid=0).run == Path.cwd() / "x"
+
+
+def test_somebody_elses_runtime_directory_is_refused() -> None:
+    """In /tmp everybody can make a directory that looks like one's own; a program would talk to its maker's sockets."""
+    stranger = 3_000_000_000 + os.getpid()
+    waiting = Path(f"/tmp/alcove-{stranger}")
+    waiting.symlink_to("/nonexistent")
+    try:
+        with pytest.raises(MachineError, match="somebody else's"):
+            Paths.from_environment({"HOME": "/home/u"}, uid=stranger)
+        assert Paths.from_environment({"ALCOVE_RUN": "/x"}, uid=stranger).run == Path("/x")
+    finally:
+        waiting.unlink()
