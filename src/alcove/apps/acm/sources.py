@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from http.client import HTTPMessage
 from pathlib import Path
 from typing import Any, Final
 
@@ -238,12 +239,12 @@ def write_atomically(path: Path, text: str, mode: int, owner: tuple[str | None, 
     part.unlink(missing_ok=True)
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
+        user, group = owner
+        if user is not None or group is not None:
+            shutil.chown(file.fileno(), user, group)  # type: ignore[arg-type]  # os.chown takes a descriptor too
+        os.fchmod(file.fileno(), mode)
         file.flush()
         os.fsync(file.fileno())
-    user, group = owner
-    if user is not None or group is not None:
-        shutil.chown(part, user, group)  # type: ignore[arg-type]
-    part.chmod(mode)
     part.replace(path)
 
 
@@ -255,11 +256,23 @@ def _read(path: str) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
+class _HttpsOnly(urllib.request.HTTPRedirectHandler):
+    """Follows a server to another place by https alone."""
+
+    def redirect_request(  # noqa: PLR0917 - urllib's signature
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        """See `urllib.request.HTTPRedirectHandler`."""
+        if not newurl.startswith("https://"):
+            raise OSError(f"it leads to {newurl:.80}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _download(url: str) -> bytes:
     if not url.startswith("https://"):
         raise UsageError(f"{url:.80} is not an https URL")
     try:
-        with urllib.request.urlopen(url, timeout=FETCH_SECONDS) as answer:  # noqa: S310 - https, see above
+        with urllib.request.build_opener(_HttpsOnly).open(url, timeout=FETCH_SECONDS) as answer:
             return bytes(answer.read(MAX_OBJECT))
     except OSError as error:
         raise InputError(f"{url:.80} cannot be had: {error}") from None
