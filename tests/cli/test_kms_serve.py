@@ -150,3 +150,15 @@ def test_every_change_of_a_log_is_seen(machine: Machine, log: Path) -> None:
     assert "not the one that was noted" in machine.fails("audit", "verify", log, "--head", other)
     assert "NUMBER:HASH" in machine.fails("audit", "verify", "--head", "4")
     assert "there is no file" in machine.fails("audit", "verify", "nothing.jsonl")
+
+
+def test_a_server_beyond_loopback_without_tls_warns(machine: Machine) -> None:
+    """What KMS decrypts would cross the network in clear; on loopback there is nothing to warn of."""
+    with machine.serving("--listen", "0.0.0.0:0"):
+        said = machine.process.stderr
+        assert said
+        assert "in clear: give --tls-cert" in said.readline()
+    with machine.serving("--listen", "127.0.0.1:0"):
+        said = machine.process.stderr
+    assert said
+    assert "in clear" not in said.read()

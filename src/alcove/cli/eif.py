@@ -208,11 +208,10 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def _certificate(path: Path) -> bytes:
+    from alcove.cli.attest_inputs import read_bytes  # noqa: PLC0415 - only this command needs it
     from alcove.image.signing import SignatureRefusedError, certificate_der  # noqa: PLC0415
 
     try:
-        return certificate_der(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read `{path}`: {error.strerror}", code="E19") from error
+        return certificate_der(read_bytes(path))
     except SignatureRefusedError:
         raise InputError(f"`{path}` holds no certificate in PEM", code="E57") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,10 +93,19 @@ def serve(arguments: argparse.Namespace) -> None:
     def ready(url: str) -> None:
         made = _administrator(arguments, store, place, regions)
         output.say(f"listening on {url}")
+        if arguments.tls_cert is None and not _is_loopback(host):
+            output.warn("plaintexts cross the network in clear: give --tls-cert and --tls-key, or listen on 127.0.0.1")
         if made:
             output.say(f"made an administrator: export AWS_SHARED_CREDENTIALS_FILE={made}")
 
     serve_kms(config, ready=ready)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _regions(arguments: argparse.Namespace) -> list[str]:
