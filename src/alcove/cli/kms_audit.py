@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,10 +47,10 @@ def add_commands(commands: Commands) -> None:
 def verify(arguments: argparse.Namespace) -> None:
     """Check the chain of a log, or of each worker's."""
     noted = dict(_noted(text) for text in arguments.head)
-    paths = [arguments.file] if arguments.file else _logs(store_path(arguments.store).with_suffix(".audit.jsonl"))
+    known = {} if arguments.file else _remembered(arguments)
+    paths = [arguments.file] if arguments.file else sorted(known)
     if noted and len(paths) > 1:
         raise UsageError("--head is of one log, and there are several", hint=f"name it, such as {paths[0]}")
-    known = {} if arguments.file else _remembered(arguments, paths)
     found = [_verified(path, noted | known.get(path, {})) for path in paths]
     if arguments.json:
         logs = [one.to_json() | {"File": str(path)} for one, path in zip(found, paths, strict=True)]
@@ -60,21 +61,26 @@ def verify(arguments: argparse.Namespace) -> None:
         output.text(f"{name}{one.records} records, unbroken; head {one.records}:{one.head}")
 
 
-def _remembered(arguments: argparse.Namespace, paths: list[Path]) -> dict[Path, dict[int, str]]:
-    """The record that the store has of each log, by its number."""
-    from alcove.kms.heads import log_name, noted_head  # noqa: PLC0415 - other commands do not need the KMS
+def _remembered(arguments: argparse.Namespace) -> dict[Path, dict[int, str]]:
+    """The logs beside the store and those that it knows of; of each, the record that the store has, by its number."""
+    from alcove.kms.heads import known_logs, log_name, noted_head  # noqa: PLC0415 - other commands do not need the KMS
 
+    path = store_path(arguments.store).with_suffix(".audit.jsonl")
+    workers = f"{glob.escape(path.stem)}.[0-9]*{path.suffix}"  # a server's log, and those of its other workers
     with opened(arguments) as store:
+        known = [log for log in known_logs(store) if log == path or (log.parent == path.parent and log.match(workers))]
         try:
-            heads = {path: noted_head(store, log_name(path)) for path in paths}
+            heads = {log: noted_head(store, log_name(log)) for log in {path, *path.parent.glob(workers), *known}}
         except ValueError as error:
             raise InputError(f"{error}: it was not this service that wrote it") from None
-    return {path: {head[0]: head[1]} for path, head in heads.items() if head and head[0]}
-
-
-def _logs(path: Path) -> list[Path]:
-    """The log of a server, and those of its other workers."""
-    return [path, *sorted(path.parent.glob(f"{path.stem}.[0-9]*{path.suffix}"))]
+    gone = sorted(log for log, head in heads.items() if head and head[0] and not log.exists())
+    if gone:
+        records = (heads[gone[0]] or (0, ""))[0]
+        raise InputError(
+            f"the audit log {gone[0]} is missing: the store knows of {records} records in it",
+            hint="bring it back; whoever took it away took the record of those calls away",
+        )
+    return {log: {head[0]: head[1]} if head and head[0] else {} for log, head in heads.items()}
 
 
 def _verified(path: Path, noted: dict[int, str]) -> Unbroken:

@@ -43,5 +43,11 @@ def noted_head(store: KeyStore, log: str) -> tuple[int, str] | None:
     return int(number), digest
 
 
+def known_logs(store: KeyStore) -> list[Path]:
+    """The logs of this machine of which the store remembers a record, whether they are still there or not."""
+    prefix = f"audit {log_name(Path('/'))}"
+    return [Path("/", name.removeprefix(prefix)) for name in store.notes(prefix)]
+
+
 def _mac(store: KeyStore, log: str, head: str) -> str:
     return hmac.digest(store.secret(LABEL), f"{log}\0{head}".encode(), "sha256").hex()

@@ -112,6 +112,10 @@ class KeyStore(Protocol):
         """Remembers a text that is no secret."""
         ...
 
+    def notes(self, prefix: str) -> list[str]:
+        """The names of the texts that are remembered under names that begin so, in order."""
+        ...
+
     def note(self, name: str) -> str | None:
         """A text that was remembered."""
         ...

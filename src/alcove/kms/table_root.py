@@ -75,6 +75,13 @@ class RootTables(UserTables):
         text: str | None = self._meta(f"note {name}")
         return text
 
+    def notes(self, prefix: str) -> list[str]:
+        """The names of the texts that are remembered under names that begin so, in order."""
+        start = f"note {prefix}"
+        query = "SELECT name FROM meta WHERE substr(name, 1, ?)=?"
+        rows = self._database.execute(query, (len(start), start)).fetchall()
+        return sorted(str(row[0]).removeprefix("note ") for row in rows)
+
     def rotate(self, place: RootPlace, new: RootKey) -> Path:
         """Wraps everything under a new root key, which is staged already; returns where the former one is kept.
 
