@@ -47,11 +47,14 @@ def back_up(store: Path, file: Path, now: datetime) -> Manifest:
     """Writes a consistent copy of a store, which may be in use, into a new file of mode 0600.
 
     Raises:
-        UsageError: The file exists, or the store does not.
+        UsageError: The file exists, or its directory or the store does not.
         MachineError: The copy cannot be made; nothing is left of it.
     """
     if not read_meta(store).get("account"):
         raise UsageError(f"{store} is not a store")
+    if not file.parent.is_dir():
+        # not made: it may be where a disk should be mounted, and the copy would be on the disk it is a copy of
+        raise UsageError(f"there is no directory {file.parent}", hint="make it first, or mount what belongs there")
     taken = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     with _new_copy(store, file) as copy:
         copy.execute("INSERT OR REPLACE INTO meta VALUES ('backup', CAST(? AS BLOB))", (taken,))
@@ -62,11 +65,15 @@ def inspect(file: Path) -> Manifest:
     """What a backup says of itself, after a check that it is whole.
 
     Raises:
-        UsageError: There is no such file.
+        UsageError: There is no such file, or it cannot be read.
         InputError: It is not a backup, or damaged.
     """
-    if not file.is_file():
-        raise UsageError(f"there is no file {file}")
+    try:
+        if not file.is_file():
+            raise UsageError(f"there is no file {file}")
+        file.open("rb").close()  # for a reason in words: SQLite has none
+    except OSError as error:
+        raise UsageError(f"cannot read `{file}`: {error.strerror}") from error
     meta = read_meta(file)
     if "backup" not in meta or meta.get("schema") != str(SCHEMA_VERSION):
         raise InputError(f"{file} is not a backup of a store", hint="make one with `alcove kms backup FILE`")
@@ -94,6 +101,10 @@ def restore(file: Path, store: Path) -> Manifest:
         raise UsageError(
             f"{there[0]} exists already", hint="a store is never overwritten: move it away, or use --store"
         )
+    try:
+        store.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"cannot make {store.parent}: {error.strerror}") from error
     with _new_copy(file, store) as copy:
         copy.execute("DELETE FROM meta WHERE name='backup'")
     return manifest
@@ -106,7 +117,6 @@ def _new_copy(source: Path, target: Path) -> Iterator[sqlite3.Connection]:
         raise _exists(target)
     waiting = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(waiting, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
             with contextlib.closing(_copied(source, waiting)) as copy:
@@ -118,7 +128,8 @@ def _new_copy(source: Path, target: Path) -> Iterator[sqlite3.Connection]:
                 waiting.with_name(waiting.name + side).unlink(missing_ok=True)
         _sync(target.parent)
     except (OSError, sqlite3.Error) as error:
-        raise MachineError(f"cannot copy {source} to {target}: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise MachineError(f"cannot copy {source} to {target}: {reason}") from error
 
 
 def _put(waiting: Path, target: Path) -> None:

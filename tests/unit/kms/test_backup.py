@@ -109,9 +109,11 @@ def test_files_that_are_no_backups(kms: RunningKms, tmp_path: Path) -> None:
 
 
 def test_a_backup_that_cannot_be_written_leaves_nothing(kms: RunningKms, tmp_path: Path) -> None:
-    """A directory that is a file is one line."""
+    """A directory in which nothing can be made, and one that is a file: one line."""
     (tmp_path / "file").write_text("x")
     with pytest.raises(MachineError, match="cannot copy"):
+        back_up(database_of(kms), Path("/proc/backup"), NOW)
+    with pytest.raises(UsageError, match="there is no directory"):
         back_up(database_of(kms), tmp_path / "file" / "backup", NOW)
     with pytest.raises(UsageError, match="not a store"):
         back_up(tmp_path / "file", tmp_path / "backup", NOW)
