@@ -40,6 +40,7 @@ class Machine:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.prefix: tuple[str, ...] = ()
         kept = {name: value for name, value in os.environ.items() if not name.startswith(LEAKY)}
         self.environment = kept | {"ALCOVE_STATE": str(directory / "state")}
 
@@ -51,8 +52,9 @@ class Machine:
     def run(self, *arguments: object, given: str = "") -> subprocess.CompletedProcess[str]:
         """Run `alcove kms`, without a terminal; there is never a traceback."""
         done = subprocess.run(
-            [BIN / "alcove", "kms", *map(str, arguments)], cwd=self.directory, env=self.environment, input=given,
-            capture_output=True, text=True, check=False, start_new_session=True, timeout=120,
+            [*self.prefix, BIN / "alcove", "kms", *map(str, arguments)],
+            cwd=self.directory, env=self.environment, input=given, capture_output=True, text=True, check=False,
+            start_new_session=True, timeout=120,
         )  # fmt: skip
         assert "Traceback" not in done.stderr
         return done

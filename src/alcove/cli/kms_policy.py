@@ -85,17 +85,19 @@ def _add_explain(group: Commands) -> None:
 
 
 def _answering(handler: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """1 is an answer of these commands, so that their errors are 2."""
+    """1 is an answer of these commands, so that their errors are 2, whatever they are elsewhere."""
 
     @functools.wraps(handler)
     def answer(arguments: argparse.Namespace) -> int:
         try:
             return handler(arguments)
         except AlcoveError as problem:
-            if problem.exit_status != 1:
-                raise
             output.error("alcove", problem)
-            return DIFFERENT
+        except OSError as problem:
+            if problem.filename is None:
+                raise
+            output.error("alcove", UsageError(f"cannot use `{problem.filename}`: {problem.strerror}", code="E19"))
+        return DIFFERENT
 
     return answer
 

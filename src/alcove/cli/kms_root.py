@@ -18,6 +18,7 @@ from alcove.cli.kms_store import (
     root_place,
     store_file,
     store_path,
+    there,
 )
 from alcove.cli.parsers import Commands, command, command_group
 from alcove.errors import UsageError
@@ -107,7 +108,7 @@ def init(arguments: argparse.Namespace) -> None:
 
     guard()
     path = store_path(arguments.store)
-    if path.exists():
+    if there(path):
         raise UsageError(f"there is a store {path} already", hint="`alcove kms root rotate` changes its root key")
     fingerprint = rootchange.make(root_place(arguments), _protection(arguments) or rootfile.plain)
     output.say(f"made the root key {fingerprint}; keep a copy of it: without it, nothing in the store can be opened")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from alcove.kms.rootplace import RootPlace
     from alcove.kms.stores import Store
 
+_OTHERS: Final = "it is another user's: run this as the user who serves it, or name another one with --store"
 PASSPHRASE: Final = "ALCOVE_KMS_PASSPHRASE"  # noqa: S105 - a variable's name
 PASSPHRASE_FILE: Final = "ALCOVE_KMS_PASSPHRASE_FILE"  # noqa: S105 - a variable's name
 _ROOT_KEY: Final = """\
@@ -113,10 +114,21 @@ def opened(
 
 
 def existing(path: Path) -> Path:
-    """The path; UsageError when no store is there."""
-    if not path.is_file():
+    """The path; UsageError when no store is there, or only others may use it."""
+    if not there(path):
         raise UsageError(f"there is no store {path}", hint="`alcove kms serve` or `alcove kms user add` makes one")
     return path
+
+
+def there(path: Path) -> bool:
+    """Whether there is a store; UsageError when there may be, and only others may use it."""
+    try:
+        found = path.is_file()
+    except PermissionError:
+        found = True
+    if found and not os.access(path, os.R_OK):
+        raise UsageError(f"cannot open the store {path}: permission denied", hint=_OTHERS)
+    return found
 
 
 def passphrase(file: Path | None, prompt: str, *, twice: bool = False) -> bytes:

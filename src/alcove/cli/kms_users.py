@@ -123,6 +123,7 @@ def add_user(arguments: argparse.Namespace) -> None:
     from alcove.kms import users  # noqa: PLC0415 - other commands do not need the KMS
 
     policies = _policies(arguments)
+    users.check_user(arguments.name, policies)  # before a store is made for it
     with opened(arguments, create=True) as store:
         _show_key(arguments, users.add_user(store, arguments.name, admin=arguments.admin, policies=policies))
 

@@ -52,8 +52,11 @@ def open_store(
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         place = root_key if isinstance(root_key, RootPlace) else RootPlace.of(root_key)
         return SqliteStore(path, place, account, exclusive=exclusive)
+    except FileExistsError as error:
+        raise MachineError(f"cannot open the store {path}: {error.filename} is not a directory") from error
     except (OSError, sqlite3.Error) as error:
-        raise MachineError(f"cannot open the store {path}: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise MachineError(f"cannot open the store {path}: {reason}") from error
 
 
 class SqliteStore(KeyTables, NameTables, RootTables):

@@ -64,6 +64,16 @@ def add_user(store: KeyStore, name: str, admin: bool = False, policies: Sequence
     return NewUser(user_arn(store, name), access_key_id, secret)
 
 
+def check_user(name: str, policies: Sequence[str]) -> None:
+    """Refuses what `add_user` would refuse of any store.
+
+    Raises:
+        UsageError: Not a name, or a text is not an identity policy.
+    """
+    _named("user", name)
+    _checked(admin=False, policies=policies)
+
+
 def rotate_user(store: KeyStore, name: str, *, keep_old: bool = False) -> NewUser:
     """Gives a user a fresh access key, and takes the old ones away, unless they are kept until `revoke_key`.
 
