@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.unit.kms.authority_harness import GOOD, Enclave, make_attester, make_authority, spki
+from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.server_harness import ROOT_ARN, RunningKms, config, refused, running
 
 from alcove.attestation.attester import Attester
@@ -29,8 +30,9 @@ def attester(authority: Authority) -> Attester:
 
 
 @pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[RunningKms]:
-    with running(config(tmp_path_factory.mktemp("kms"), [authority.root])) as service:
+def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, authority: Authority) -> Iterator[RunningKms]:
+    directory = tmp_path_factory.mktemp("kms")
+    with running(config(directory, [authority.root], store=new_store(directory))) as service:
         yield service
 
 

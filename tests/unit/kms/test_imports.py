@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import hashes, keywrap, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.server_harness import ACCOUNT, RunningKms, config, refused, running
 
 from alcove.kms import rootchange
 from alcove.kms.rootplace import RootPlace
-from alcove.kms.sqlite_store import open_store
+from alcove.kms.stores import open_store
 
 ARN = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/"
 FOREVER = {"ExpirationModel": "KEY_MATERIAL_DOES_NOT_EXPIRE"}
@@ -27,7 +28,15 @@ WRAPPINGS = ["RSAES_OAEP_SHA_1", "RSAES_OAEP_SHA_256", "RSA_AES_KEY_WRAP_SHA_1",
 
 
 @pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningKms]:
+def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
+    directory = tmp_path_factory.mktemp("kms")
+    with running(config(directory, store=new_store(directory))) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def in_a_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningKms]:
+    """On SQLite, whose files can be looked into."""
     with running(config(tmp_path_factory.mktemp("kms"))) as service:
         yield service
 
@@ -220,9 +229,9 @@ def test_material_expires_and_comes_back(kms: RunningKms, monkeypatch: pytest.Mo
         assert service.admin.decrypt(CiphertextBlob=sealed)["Plaintext"] == b"x"
 
 
-def test_deleted_material_is_gone_from_the_files(kms: RunningKms) -> None:
+def test_deleted_material_is_gone_from_the_files(in_a_file: RunningKms) -> None:
     """At once, wrapped or not; the key keeps its material's name; deleting twice is no error."""
-    key = new_key(kms)
+    kms, key = in_a_file, new_key(in_a_file)
     name = put(kms, key, os.urandom(32))["KeyMaterialId"]
     path = kms.config.audit.parent / "kms.sqlite"
     with sqlite3.connect(path) as database:

@@ -8,6 +8,7 @@ from typing import Any
 
 import botocore.loaders
 import pytest
+from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.server_harness import RunningKms, config, refused, running
 
 pytestmark = pytest.mark.slow
@@ -17,8 +18,9 @@ NOT_SERVED = "DescribeCustomKeyStores"
 
 
 @pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningKms]:
-    with running(config(tmp_path_factory.mktemp("kms"))) as service:
+def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
+    directory = tmp_path_factory.mktemp("kms")
+    with running(config(directory, store=new_store(directory))) as service:
         yield service
 
 

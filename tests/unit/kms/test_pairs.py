@@ -20,12 +20,13 @@ from nacl.bindings import (
     crypto_sign_ed25519ph_state,
     crypto_sign_ed25519ph_update,
 )
+from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.server_harness import ACCOUNT, RunningKms, config, refused, running
 
 from alcove.kms import prehashed
 from alcove.kms.material import private_key
 from alcove.kms.specs import MEMBERS, SPECS
-from alcove.kms.sqlite_store import open_store
+from alcove.kms.stores import open_store
 
 pytestmark = pytest.mark.slow
 
@@ -39,8 +40,9 @@ PAIR_SPECS = [name for name in SPECS if SPECS[name].pair and not name.startswith
 
 
 @pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningKms]:
-    with running(config(tmp_path_factory.mktemp("kms"))) as service:
+def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
+    directory = tmp_path_factory.mktemp("kms")
+    with running(config(directory, store=new_store(directory))) as service:
         yield service
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.unit.kms.authority_harness import GOOD, Enclave, make_attester, make_authority
+from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, config, refused, running
 
 from alcove.attestation.attester import Attester
@@ -29,9 +30,9 @@ def attester(authority: Authority) -> Attester:
 
 
 @pytest.fixture(scope="module")
-def kms(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningKms]:
+def kms(authority: Authority, tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
     directory: Path = tmp_path_factory.mktemp("kms")
-    with running(config(directory, [authority.root])) as service:
+    with running(config(directory, [authority.root], store=new_store(directory))) as service:
         yield service
 
 

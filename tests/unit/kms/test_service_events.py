@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.in_process import InProcess, in_process
 from tests.unit.kms.test_states_of_pairs import wrapped
 
@@ -34,8 +35,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def kms(tmp_path: Path, clock: Clock) -> Iterator[InProcess]:
-    with in_process(tmp_path, clock=clock) as service:
+def kms(tmp_path: Path, clock: Clock, new_store: NewStore) -> Iterator[InProcess]:
+    with in_process(tmp_path, clock=clock, url=new_store(tmp_path)) as service:
         yield service
 
 

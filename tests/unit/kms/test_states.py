@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
+from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, config, running
 from tests.unit.kms.test_imports import put
 
@@ -80,8 +81,9 @@ ELSEWHERE = {  # operations on other kinds of keys, whose own tests have their s
 
 
 @pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningKms]:
-    with running(config(tmp_path_factory.mktemp("kms"), more_regions=("eu-west-1",))) as service:
+def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
+    directory = tmp_path_factory.mktemp("kms")
+    with running(config(directory, more_regions=("eu-west-1",), store=new_store(directory))) as service:
         yield service
 
 

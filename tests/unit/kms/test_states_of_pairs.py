@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding
+from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.in_process import InProcess, in_process
 from tests.unit.kms.test_states import DIS, ELSEWHERE, KIS, OK, UNS
 
@@ -60,8 +61,9 @@ ROWS: dict[str, tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = {  # r
 
 
 @pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
-    with in_process(tmp_path_factory.mktemp("kms")) as service:
+def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[InProcess]:
+    directory = tmp_path_factory.mktemp("kms")
+    with in_process(directory, url=new_store(directory)) as service:
         yield service
 
 
