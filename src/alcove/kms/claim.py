@@ -9,20 +9,20 @@ import functools
 import re
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote, unquote
 
 from alcove.kms.errors import KmsError
 
 ALGORITHM: Final = "AWS4-HMAC-SHA256"
-MAX_KEPT: Final = 512  # characters of a credential with its signed headers that are kept
+MAX_KEPT: Final = 512  # characters of an Authorization header, up to its signature, that are kept
 MAX_EXPIRES: Final = 604_800  # seconds: seven days, for presigned requests
 SINGLE: Final = frozenset(
     {"host", "x-amz-date", "x-amz-target", "x-amz-security-token", "content-type", "authorization"}
 )  # §22.2 "no repeated"
-_AUTHORIZATION = re.compile(
-    r"AWS4-HMAC-SHA256 +Credential=([^,\s]+), *SignedHeaders=([^,\s]+), *Signature=([0-9a-f]{64})"
-)
+_AUTHORIZATION = re.compile(r"AWS4-HMAC-SHA256 +Credential=([^,\s]+), *SignedHeaders=([^,\s]+), *Signature=")
+_DIGITS: Final = 64  # of a signature
+_HEX = re.compile(r"[0-9a-f]{64}")
 _STAMP = re.compile(r"\d{8}T\d{6}Z", re.ASCII)
 _QUERY: Final = ("Algorithm", "Credential", "Date", "Expires", "SignedHeaders", "Signature")
 _SIGNATURE: Final = "X-Amz-Signature"
@@ -38,29 +38,31 @@ class SignedRequest:
     query: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
-    _fields: dict[str, list[str]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _first: dict[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        fields = self._fields
-        for name, value in self.headers:
-            if name in fields:
-                fields[name].append(value)
-            else:
-                fields[name] = [value]
+        first = dict(self.headers)
+        if len(first) != len(self.headers):
+            first = dict(reversed(self.headers))
+        object.__setattr__(self, "_first", first)
 
     @property
     def names(self) -> AbstractSet[str]:
         """The names of the headers that are there."""
-        return self._fields.keys()
+        return self._first.keys()
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a header is there more than once."""
+        return len(self._first) != len(self.headers)
 
     def values(self, name: str) -> list[str]:
         """Every value of one header."""
-        return self._fields.get(name, [])
+        return [value for other, value in self.headers if other == name]
 
     def value(self, name: str) -> str | None:
         """The first value of one header, or None."""
-        found = self._fields.get(name)
-        return found[0] if found else None
+        return self._first.get(name)
 
     def parameters(self) -> list[tuple[str, str]]:
         """The parameters of the query, decoded; a plus sign is one."""
@@ -88,8 +90,7 @@ class Scope:
         return f"{self.date}/{self.region}/{self.service}/aws4_request"
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A signature and what it is of.
 
     Attributes:
@@ -116,17 +117,17 @@ def read_claim(request: SignedRequest) -> Claim:
     Raises:
         KmsError: In the classes and words of §22.2.
     """
-    headers = request.values("authorization")
+    header = request.value("authorization")
     presigned = request.presigned
-    if headers and presigned:
+    if header is not None and presigned:
         raise incomplete("a request is signed in its Authorization header or in its query, not in both")
-    if not headers and not presigned:
+    if header is None and not presigned:
         raise KmsError("MissingAuthenticationTokenException", "Missing Authentication Token")
-    if len(request.names) != len(request.headers):
+    if request.repeats:
         for name in sorted(SINGLE):
             if len(request.values(name)) > 1:
                 raise incomplete(f"the header {name} is there more than once")
-    return _presigned(request) if presigned else _signed(request, headers[0])
+    return _presigned(request) if header is None else _signed(request, header)
 
 
 def region_of(request: SignedRequest) -> str:
@@ -153,24 +154,27 @@ def invalid(message: str) -> KmsError:
 
 
 def _signed(request: SignedRequest, header: str) -> Claim:
-    match = _AUTHORIZATION.fullmatch(header.strip())
-    if match is None:
+    header = header.strip()
+    before, signature = header[:-_DIGITS], header[-_DIGITS:]
+    found = (_named if len(before) <= MAX_KEPT else _named.__wrapped__)(before)
+    if found is None or not _HEX.fullmatch(signature):
         raise incomplete(
-            f"Authorization must be '{ALGORITHM} Credential=…, SignedHeaders=…, Signature=…' with 64 hex digits"
+            f"Authorization must be '{ALGORITHM} Credential=…, SignedHeaders=…, Signature=…' with {_DIGITS} hex digits"
         )
-    credential, names, signature = match.groups()
     stamp = _checked(request.value("x-amz-date") or request.value("date") or "", "x-amz-date")
-    token = request.value("x-amz-security-token")
     query = _canonical(request.parameters()) if request.query else ""
-    known = _named if len(credential) + len(names) <= MAX_KEPT else _named.__wrapped__
-    scope, signed = known(credential, names)
-    return Claim(scope, signed, signature, stamp, token, query)
+    return Claim(*found, signature, stamp, request.value("x-amz-security-token"), query)
 
 
 @functools.lru_cache(maxsize=4096)
-def _named(credential: str, names: str) -> tuple[Scope, tuple[str, ...]]:
-    """Scope and signed headers: the same in all requests of a client on one day, so they are kept."""
-    return _scope(credential), tuple(names.split(";"))
+def _named(text: str) -> tuple[Scope, tuple[str, ...]] | None:
+    """Scope and signed headers: the same in all requests of a client on one day, so they are kept.
+
+    Args:
+        text: An Authorization header up to its signature.
+    """
+    match = _AUTHORIZATION.fullmatch(text)
+    return (_scope(match[1]), tuple(match[2].split(";"))) if match else None
 
 
 def _presigned(request: SignedRequest) -> Claim:
@@ -182,8 +186,8 @@ def _presigned(request: SignedRequest) -> Claim:
     missing = [f"X-Amz-{name}" for name in _QUERY if f"X-Amz-{name}" not in given]
     if missing:
         raise incomplete(f"the query must have {', '.join(missing)}")
-    if given["X-Amz-Algorithm"] != ALGORITHM or not re.fullmatch(r"[0-9a-f]{64}", given[_SIGNATURE]):
-        raise incomplete(f"X-Amz-Algorithm must be {ALGORITHM}, and {_SIGNATURE} 64 hex digits")
+    if given["X-Amz-Algorithm"] != ALGORITHM or not _HEX.fullmatch(given[_SIGNATURE]):
+        raise incomplete(f"X-Amz-Algorithm must be {ALGORITHM}, and {_SIGNATURE} {_DIGITS} hex digits")
     seconds = given["X-Amz-Expires"]
     if not re.fullmatch(r"[0-9]{1,6}", seconds, re.ASCII) or not 1 <= int(seconds) <= MAX_EXPIRES:
         raise incomplete(f"X-Amz-Expires must be from 1 to {MAX_EXPIRES}")

@@ -22,11 +22,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hmac import HMAC
+
 from alcove.kms.claim import ALGORITHM, Claim, Scope, SignedRequest, incomplete, invalid, read_claim
 from alcove.kms.errors import KmsError
 
 MAX_SKEW: Final = timedelta(minutes=5)  # §22.2
 TIME_FORMAT: Final = "%Y%m%dT%H%M%SZ"
+MAX_KEPT: Final = 1024  # characters of the names of a request's headers under which a check is remembered
 MISMATCH: Final = (
     "The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key "
     "and signing method. Consult the service documentation for details."
@@ -73,7 +77,9 @@ def authenticate(
     known = find(scope.access_key_id)
     secret = known or Secret(_DUMMY_SECRET)
     text = string_to_sign(canonical_request(request, claim.signed, claim.query, payload), claim.stamp, scope)
-    expected = hmac.digest(signing_key(secret.secret, scope), text.encode(), "sha256").hex()
+    mac = _signer(secret.secret, scope).copy()
+    mac.update(text.encode())
+    expected = mac.finalize().hex()
     equal = hmac.compare_digest(expected, claim.signature)
     _check_key(known, claim.token, now)  # 6
     if not equal:  # 7
@@ -97,27 +103,31 @@ def canonical_request(
     request: SignedRequest, signed: Sequence[str], query: str = "", payload: str | None = None
 ) -> str:
     """The canonical request of §22.1.1; `query` is the canonical one, `payload` the hash of the body if it is known."""
-    lines = [f"{name}:{','.join([' '.join(v.split()) for v in request.values(name)])}" for name in signed]
+    if request.repeats:
+        lines = [f"{name}:{','.join([' '.join(v.split()) for v in request.values(name)])}" for name in signed]
+    else:
+        lines = [f"{name}:{' '.join((request.value(name) or '').split())}" for name in signed]
     digest = payload or hashlib.sha256(request.body).hexdigest()
-    return "\n".join([request.method, request.path or "/", query, *lines, "", ";".join(signed), digest])
+    return "\n".join((request.method, request.path or "/", query, *lines, "", ";".join(signed), digest))
 
 
 def string_to_sign(canonical: str, stamp: str, scope: Scope) -> str:
     """The string to sign of §22.1.2."""
-    return "\n".join([ALGORITHM, stamp, scope.text, hashlib.sha256(canonical.encode()).hexdigest()])
+    return f"{ALGORITHM}\n{stamp}\n{scope.text}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
 def signing_key(secret: str, scope: Scope) -> bytes:
-    """The derived key of §22.1.3, 32 bytes; kept, so that a client's next request costs one HMAC instead of five."""
-    return _signing_key(secret, scope.date, scope.region, scope.service)
+    """The derived key of §22.1.3, 32 bytes."""
+    key = b"AWS4" + secret.encode()
+    for part in (scope.date, scope.region, scope.service, "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    return key
 
 
 @functools.lru_cache(maxsize=1024)
-def _signing_key(secret: str, *scope: str) -> bytes:
-    key = b"AWS4" + secret.encode()
-    for part in (*scope, "aws4_request"):
-        key = hmac.digest(key, part.encode(), "sha256")
-    return key
+def _signer(secret: str, scope: Scope) -> HMAC:
+    """An HMAC under the derived key, to be copied; kept, so that a client's next request costs one HMAC, not five."""
+    return HMAC(signing_key(secret, scope), SHA256())
 
 
 def _check_scope(scope: Scope, stamp: str, regions: Sequence[str], service: str) -> None:
@@ -158,23 +168,25 @@ def _moment(stamp: str) -> datetime:
 
 
 def _check_headers(request: SignedRequest, claim: Claim) -> None:
-    signed = claim.signed
-    present = request.names
-    if not _in_order(signed):
-        raise invalid("SignedHeaders must be sorted, in lower case and without repetition")
-    missing = [name for name in signed if name not in present]
-    if missing:
-        raise invalid(f"signed headers are missing from the request: {', '.join(missing)}")
-    needed = {name for name in present if name.startswith("x-amz-")}
-    needed |= {"host"} if "x-amz-date" in needed or claim.expires is not None else {"host", "date"}
-    unsigned = needed.difference(signed)
-    if unsigned:
-        raise invalid(f"headers must be signed: {', '.join(sorted(unsigned))}")
+    present = tuple(request.names)
+    known = _wrong_headers if sum(map(len, present)) <= MAX_KEPT else _wrong_headers.__wrapped__
+    wrong = known(claim.signed, present, presigned=claim.expires is not None)
+    if wrong:
+        raise invalid(wrong)
 
 
 @functools.lru_cache(maxsize=1024)
-def _in_order(names: tuple[str, ...]) -> bool:
-    return list(names) == sorted(set(names)) and all(name == name.lower() for name in names)
+def _wrong_headers(signed: tuple[str, ...], present: tuple[str, ...], *, presigned: bool) -> str:
+    """What is wrong with the names of signed headers, or nothing; all requests of a client have the same ones."""
+    if list(signed) != sorted(set(signed)) or any(name != name.lower() for name in signed):
+        return "SignedHeaders must be sorted, in lower case and without repetition"
+    missing = [name for name in signed if name not in present]
+    if missing:
+        return f"signed headers are missing from the request: {', '.join(missing)}"
+    needed = {name for name in present if name.startswith("x-amz-")}
+    needed |= {"host"} if presigned or "x-amz-date" in needed else {"host", "date"}
+    unsigned = needed.difference(signed)
+    return f"headers must be signed: {', '.join(sorted(unsigned))}" if unsigned else ""
 
 
 def _check_payload(request: SignedRequest, digest: str) -> None:
@@ -184,8 +196,13 @@ def _check_payload(request: SignedRequest, digest: str) -> None:
 
 
 def _check_key(known: Secret | None, token: str | None, now: datetime) -> None:
-    right = known is not None and hmac.compare_digest((known.token or "").encode(), (token or "").encode())
-    if known is None or not right:
+    if known is None or not _same_token(known.token, token):
         raise KmsError("UnrecognizedClientException", "The security token included in the request is invalid.")
     if known.expires is not None and known.expires <= now:
         raise KmsError("ExpiredTokenException", "The security token included in the request is expired")
+
+
+def _same_token(known: str | None, given: str | None) -> bool:
+    if not known or not given:  # whether there is one is no secret
+        return not known and not given
+    return hmac.compare_digest(known.encode(), given.encode())
