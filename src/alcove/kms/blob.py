@@ -13,6 +13,7 @@ version, key id and material id as info. The header and the canonical encryption
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ _CONTEXT_LABEL = b"alcove kms encryption context\x01"
 _MATERIAL_ID_LABEL = b"alcove kms material id\x01"
 _FIXED = struct.Struct(">BBB")  # version algorithm key-id-length
 _LENGTH = struct.Struct(">I")
+_NO_CONTEXT = _CONTEXT_LABEL + _LENGTH.pack(0)
+_SHA256 = hashes.SHA256()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +66,27 @@ class Header:
         Raises:
             ValueError: The bytes are no blob of this service.
         """
-        if not _FIXED.size < len(blob) <= MAX_BLOB_BYTES:
-            raise ValueError("wrong size")
-        version, algorithm, length = _FIXED.unpack_from(blob)
-        end = _FIXED.size + length
-        if (version, algorithm) != (VERSION, ALGORITHM) or len(blob) < end + _ID_BYTES + NONCE_BYTES + TAG_BYTES:
-            raise ValueError("not a blob of this service")
-        key_id = blob[_FIXED.size : end].decode("ascii")
-        material_id, nonce = blob[end : end + _ID_BYTES], blob[end + _ID_BYTES : end + _ID_BYTES + NONCE_BYTES]
-        return cls(key_id, material_id.hex(), nonce)
+        return _header(blob)
+
+
+@functools.lru_cache(maxsize=16)  # one Decrypt asks four times: for the key, its checks, the material, and to open
+def _header(blob: bytes) -> Header:
+    if not _FIXED.size < len(blob) <= MAX_BLOB_BYTES:
+        raise ValueError("wrong size")
+    version, algorithm, length = _FIXED.unpack_from(blob)
+    end = _FIXED.size + length
+    if (version, algorithm) != (VERSION, ALGORITHM) or len(blob) < end + _ID_BYTES + NONCE_BYTES + TAG_BYTES:
+        raise ValueError("not a blob of this service")
+    key_id = blob[_FIXED.size : end].decode("ascii")
+    material_id, nonce = blob[end : end + _ID_BYTES], blob[end + _ID_BYTES : end + _ID_BYTES + NONCE_BYTES]
+    return Header(key_id, material_id.hex(), nonce)
 
 
 def seal(plaintext: bytes, material: bytes, header: Header, context: Mapping[str, str]) -> bytes:
     """The blob of a plaintext; the header's nonce must be fresh random bytes."""
     packed = header.pack()
-    key, iv = _message_key(material, header)
-    return packed + AESGCM(key).encrypt(iv, plaintext, packed + canonical_context(context))
+    cipher, iv = _message_cipher(material, packed)
+    return packed + cipher.encrypt(iv, plaintext, packed + canonical_context(context))
 
 
 def unseal(blob: bytes, material: bytes, context: Mapping[str, str]) -> bytes:
@@ -87,11 +95,10 @@ def unseal(blob: bytes, material: bytes, context: Mapping[str, str]) -> bytes:
     Raises:
         ValueError: Any bit of blob, material or context is not what it was.
     """
-    header = Header.parse(blob)
-    packed = header.pack()
-    key, iv = _message_key(material, header)
+    packed = Header.parse(blob).pack()
+    cipher, iv = _message_cipher(material, packed)
     try:
-        return AESGCM(key).decrypt(iv, blob[len(packed) :], packed + canonical_context(context))
+        return cipher.decrypt(iv, blob[len(packed) :], packed + canonical_context(context))
     except InvalidTag:
         raise ValueError("the blob is not authentic") from None
 
@@ -102,6 +109,8 @@ def canonical_context(context: Mapping[str, str]) -> bytes:
     Raises:
         UnicodeEncodeError: A lone surrogate (a ValueError).
     """
+    if not context:
+        return _NO_CONTEXT
     pairs = sorted((key.encode(), value.encode()) for key, value in context.items())
     fields = (field for pair in pairs for field in pair)
     return _CONTEXT_LABEL + _LENGTH.pack(len(pairs)) + b"".join(_LENGTH.pack(len(f)) + f for f in fields)
@@ -116,10 +125,11 @@ def material_id(material: bytes, key_id: str, secret: bytes = b"") -> str:
         secret: Without it nobody can try out guesses at imported material that is weak.
     """
     info = _MATERIAL_ID_LABEL + key_id.encode("ascii")
-    return HKDF(algorithm=hashes.SHA256(), length=_ID_BYTES, salt=secret or None, info=info).derive(material).hex()
+    return HKDF(algorithm=_SHA256, length=_ID_BYTES, salt=secret or None, info=info).derive(material).hex()
 
 
-def _message_key(material: bytes, header: Header) -> tuple[bytes, bytes]:
-    info = _LABEL + bytes([VERSION, len(header.key_id)]) + header.key_id.encode() + bytes.fromhex(header.material_id)
-    derived = HKDF(algorithm=hashes.SHA256(), length=32 + 12, salt=header.nonce, info=info).derive(material)
-    return derived[:32], derived[32:]
+def _message_cipher(material: bytes, packed: bytes) -> tuple[AESGCM, bytes]:
+    """The cipher and the IV of the message whose header this is."""
+    info = _LABEL + packed[:1] + packed[2:-NONCE_BYTES]  # version, and from the key id's length to the material id
+    derived = HKDF(_SHA256, 32 + 12, packed[-NONCE_BYTES:], info).derive(material)
+    return AESGCM(derived[:32]), derived[32:]
