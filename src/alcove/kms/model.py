@@ -7,11 +7,11 @@ violations in one message.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import copy
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
@@ -31,6 +31,8 @@ MAX_PROBLEMS: Final = 32  # violations after which a list is read no further: an
 Shape = Mapping[str, Any]
 _Reader = Callable[[Any, str, list[str]], Any]
 """(JSON value, its path, problems to add to) → the value as handlers have it."""
+_Writer = Callable[[Any], Any]
+"""A value as handlers have it → the JSON value."""
 
 
 class Model:
@@ -45,6 +47,7 @@ class Model:
         self._operations: Mapping[str, Any] = description["operations"]
         self._names = frozenset(self._operations)
         self._readers: dict[str, _Reader] = {}
+        self._writers: dict[str, _Writer] = {}
 
     @property
     def operations(self) -> frozenset[str]:
@@ -81,7 +84,7 @@ class Model:
         output = self._operations[operation].get("output")
         if output is None:
             return b""
-        return orjson.dumps(self._write(output["shape"], result))
+        return orjson.dumps(self._writer(output["shape"])(result))
 
     def _reader(self, name: str) -> _Reader:
         """What reads values of a shape; made when it is first needed, for shapes may hold themselves."""
@@ -95,14 +98,14 @@ class Model:
             return _unserved
         if kind == "structure":
             return self._structure_reader(shape)
-        typed, checks = _READERS[kind], bool(_CONSTRAINTS & shape.keys())
+        typed, fits = _READERS[kind], _check_of(shape)
         inner = self._list_reader(shape) if kind == "list" else self._map_reader(shape) if kind == "map" else None
 
         def read(value: Any, path: str, problems: list[str]) -> Any:
             value = typed(value, path)
             if inner is not None:
                 value = inner(value, path, problems)
-            if checks:
+            if fits is not None and not fits(value):
                 broken = _broken(shape, value)
                 problems += (f"{_shown(shape, value, path)} failed to satisfy constraint: {c}" for c in broken)
             return value
@@ -137,14 +140,15 @@ class Model:
     def _structure_reader(self, shape: Shape) -> _Reader:
         required = frozenset(shape.get("required", ()))
         members = [(member, _camel(member), target["shape"]) for member, target in shape["members"].items()]
-        typed = _READERS["structure"]
+        typed, readers = _READERS["structure"], self._readers
 
         def read(value: Any, path: str, problems: list[str]) -> dict[str, Any]:
             value, parsed = typed(value, path), {}
             for member, shown, target in members:
                 given = value.get(member)
                 if given is not None:
-                    parsed[member] = self._reader(target)(given, f"{path}.{shown}" if path else shown, problems)
+                    reader = readers.get(target) or self._reader(target)
+                    parsed[member] = reader(given, f"{path}.{shown}" if path else shown, problems)
                 elif member in required:
                     place = f"{path}.{shown}" if path else shown
                     problems.append(f"Value null at '{place}' failed to satisfy constraint: Member must not be null")
@@ -152,20 +156,36 @@ class Model:
 
         return read
 
-    def _write(self, name: str, value: Any) -> Any:
-        shape = self._shapes[name]
+    def _writer(self, name: str) -> _Writer:
+        """What writes values of a shape; made when it is first needed, as `_reader`."""
+        if name not in self._writers:
+            self._writers[name] = self._made_writer(self._shapes[name])
+        return self._writers[name]
+
+    def _made_writer(self, shape: Shape) -> _Writer:
         match shape["type"]:
             case "structure":
-                members = shape["members"]
-                return {k: self._write(members[k]["shape"], v) for k, v in value.items() if v is not None}
+                return self._structure_writer(shape)
             case "list":
-                return [self._write(shape["member"]["shape"], v) for v in value]
+                member = shape["member"]["shape"]
+                return lambda value: list(map(self._writer(member), value))
             case "map":
-                return {k: self._write(shape["value"]["shape"], v) for k, v in value.items()}
+                inner = shape["value"]["shape"]
+                return lambda value: {k: self._writer(inner)(v) for k, v in value.items()}
             case "blob":
-                return base64.b64encode(value).decode("ascii")
+                return _text
             case _:
-                return value
+                return _same
+
+    def _structure_writer(self, shape: Shape) -> _Writer:
+        members: dict[str, _Writer] = {}
+
+        def write(value: Mapping[str, Any]) -> dict[str, Any]:
+            if not members:
+                members.update({name: self._writer(member["shape"]) for name, member in shape["members"].items()})
+            return {name: members[name](v) for name, v in value.items() if v is not None}
+
+        return write
 
 
 @functools.cache
@@ -187,7 +207,7 @@ def decode_json(body: bytes) -> dict[str, Any]:
     try:
         text = body.decode("utf-8")
         value = _DECODER.decode(text or "{}")
-        if "\\u" in text:  # a lone surrogate can only be written as an escape
+        if "\\" in text and "\\u" in text:  # a lone surrogate can only be written as an escape; one character is fast
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise KmsError("SerializationException", "the body is not a JSON object of this service") from error
@@ -230,7 +250,7 @@ def _typed(kind: type | tuple[type, ...], name: str) -> Callable[[Any, str], Any
 
 def _blob(value: Any, path: str) -> bytes:
     try:
-        return base64.b64decode(value, validate=True)
+        return binascii.a2b_base64(value, strict_mode=True)
     except (TypeError, ValueError, binascii.Error):
         raise KmsError("SerializationException", f"{path} must be base64 in a JSON string") from None
 
@@ -249,17 +269,43 @@ _READERS: Final[dict[str, Callable[[Any, str], Any]]] = {
 
 
 _CONSTRAINTS: Final = frozenset({"min", "max", "enum", "pattern"})
+_NUMBERS: Final = frozenset({"integer", "long", "timestamp"})  # measured by their value, everything else by its length
+
+
+def _check_of(shape: Shape) -> Callable[[Any], bool] | None:
+    """Tells whether a value breaks no constraint; None when there is none to break."""
+    if not _CONSTRAINTS & shape.keys():
+        return None
+    measure: Callable[[Any], Any] = _same if shape["type"] in _NUMBERS else len
+    least, most = shape.get("min", -math.inf), shape.get("max", math.inf)
+    choices = frozenset(shape["enum"]) if "enum" in shape else None
+    matches = _pattern(shape["pattern"]).fullmatch if "pattern" in shape else None
+
+    def fits(value: Any) -> bool:
+        return (
+            least <= measure(value) <= most
+            and (choices is None or value in choices)
+            and (matches is None or matches(value) is not None)
+        )
+
+    return fits
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _text(value: bytes) -> str:
+    return binascii.b2a_base64(value, newline=False).decode("ascii")
 
 
 def _broken(shape: Shape, value: Any) -> list[str]:
     """The constraints that a value breaks, in AWS's words (§10.3)."""
     found = []
-    measure, noun = (value, "value") if shape["type"] in {"integer", "long", "timestamp"} else (None, "length")
-    if measure is None and isinstance(value, (str, bytes, list, dict)):
-        measure = len(value)
-    if measure is not None and measure < shape.get("min", measure):
+    measure, noun = (value, "value") if shape["type"] in _NUMBERS else (len(value), "length")
+    if measure < shape.get("min", measure):
         found.append(f"Member must have {noun} greater than or equal to {shape['min']}")
-    if measure is not None and measure > shape.get("max", measure):
+    if measure > shape.get("max", measure):
         found.append(f"Member must have {noun} less than or equal to {shape['max']}")
     if "enum" in shape and value not in shape["enum"]:
         found.append(f"Member must satisfy enum value set: [{', '.join(shape['enum'])}]")
