@@ -14,8 +14,8 @@ Most operations need one permission on one key. The others:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from alcove.kms.call import Call, Tools
 from alcove.kms.context import identity_context, request_context
@@ -34,8 +34,7 @@ _CONTEXTUAL: Final = frozenset({"CreateGrant", "RetireGrant"})  # likewise
 _DENIES: Final = frozenset({Why.KEY_POLICY_DENIES, Why.IDENTITY_DENIES})
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(NamedTuple):
     """One permission: the call as the policies see it, in which Region, and on what when that is not its key."""
 
     call: Call
@@ -106,15 +105,15 @@ def _decide(tools: Tools, demand: Demand) -> tuple[Access, Decision]:
     call, key = demand.call, demand.call.key
     arn = demand.resource or (tools.realm.key_arn(key.key_id) if key else None)
     policy = parse_policy(key.policy) if key else None
-    reads = any(document.reads for document in (policy, *call.identity.policies) if document)
+    reads = (*policy.reads, *call.identity.reads) if policy else call.identity.reads
     context: dict[str, Value] = {}
     hidden: dict[str, Value] = {}
     if reads or not _CHECKED.isdisjoint(call.params) or call.operation in _CONTEXTUAL:
         hidden = identity_context(call, lambda: _aliases(tools, key))
-        context = request_context(call, tools.realm)
+        context = request_context(call, tools.realm, reads)
     if key and reads and call.operation in _TRAILING:
         context["kms:trailingdayswithoutkeyusage"] = str(unused_days(tools, key, call.now.timestamp()))
-    access = Access(call.identity.caller, f"kms:{call.operation}", arn, context, identity_context=hidden)
+    access = Access(call.identity.caller, f"kms:{call.operation}", arn, context, hidden)
     decision = tools.decisions.decide(access, policy, call.identity.policies)
     if call.operation == "RetireGrant":
         return access, _retiring(tools, call, access, decision)

@@ -5,7 +5,8 @@ Core: a call in; condition keys in lower case out. What is not here is a missing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,7 +22,16 @@ WITH_ENCRYPTION: Final = frozenset({
     "GenerateDataKeyPair", "GenerateDataKeyPairWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo",
 })  # fmt: skip
 WITH_ALIAS: Final = frozenset({"CreateAlias", "UpdateAlias", "DeleteAlias"})  # about an alias, not naming a key by it
-_TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
+GLOBAL: Final = frozenset({  # what `_global` can give
+    "aws:principalarn", "aws:principalaccount", "aws:principaltype", "aws:userid", "aws:username", "aws:sourceip",
+    "aws:securetransport", "aws:currenttime", "aws:epochtime", "aws:requestedregion", "aws:useragent",
+    "aws:viaawsservice", "aws:principalisawsservice", "aws:tokenissuetime", "aws:multifactorauthpresent",
+    "kms:calleraccount",
+})  # fmt: skip
+OF_KEY: Final = frozenset({  # what `_of_key` can give
+    "aws:resourceaccount", "kms:keyspec", "kms:customermasterkeyspec", "kms:keyusage", "kms:customermasterkeyusage",
+    "kms:keyorigin", "kms:multiregion", "kms:multiregionkeytype",
+})  # fmt: skip
 _PARAMETERS: Final = {  # §6.1: condition keys whose value is a parameter
     "DataKeyPairSpec": "KeyPairSpec",
     "EncapsulationAlgorithm": "EncapsulationAlgorithm",
@@ -40,9 +50,19 @@ _PRINCIPALS: Final = ("GranteePrincipal", "GranteeServicePrincipal", "RetiringPr
 _OF_GRANTS: Final = frozenset({"CreateGrant", "ListGrants", "RevokeGrant"})
 
 
-def request_context(call: Call, realm: Realm) -> dict[str, Value]:
-    """The context of a call, with the global keys, the key's, the operation's and the recipient's."""
-    context = _global(call, realm) | _of_key(call) | _of_operation(call)
+def request_context(call: Call, realm: Realm, reads: Collection[str] | None = None) -> dict[str, Value]:
+    """The context of a call, with the global keys, the key's, the operation's and the recipient's.
+
+    Args:
+        call: The call.
+        realm: Where it is made.
+        reads: The condition keys that make a difference to somebody; others may be left out. None for all there are.
+    """
+    context = _of_operation(call)
+    if reads is None or not GLOBAL.isdisjoint(reads):
+        context |= _global(call, realm)
+    if reads is None or not OF_KEY.isdisjoint(reads):
+        context |= _of_key(call)
     if call.recipient:
         context |= call.recipient.context
     return context
@@ -57,7 +77,7 @@ def _global(call: Call, realm: Realm) -> dict[str, Value]:
         "aws:userid": caller.user_id,
         "aws:sourceip": call.peer.address,
         "aws:securetransport": _bool(call.peer.secure),
-        "aws:currenttime": call.now.strftime(_TIME),
+        "aws:currenttime": _iso(int(call.now.timestamp())),
         "aws:epochtime": str(int(call.now.timestamp())),
         "aws:requestedregion": realm.region,
         "aws:useragent": call.peer.user_agent,
@@ -67,9 +87,14 @@ def _global(call: Call, realm: Realm) -> dict[str, Value]:
     if call.operation != "ListRetirableGrants":
         context["kms:calleraccount"] = caller.account
     if caller.issued is not None:  # temporary credentials alone have these two
-        moment = datetime.fromtimestamp(caller.issued, UTC)
-        context |= {"aws:tokenissuetime": moment.strftime(_TIME), "aws:multifactorauthpresent": "false"}
+        context |= {"aws:tokenissuetime": _iso(caller.issued), "aws:multifactorauthpresent": "false"}
     return context | ({"aws:username": caller.name} if caller.name else {})
+
+
+@functools.lru_cache(maxsize=256)
+def _iso(second: int) -> str:
+    """A time as policies compare it; a second's requests share it."""
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _of_key(call: Call) -> dict[str, Value]:

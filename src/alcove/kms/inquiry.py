@@ -84,7 +84,7 @@ def inquire(tools: Tools, question: Question) -> Findings:
     access, decision = authorize(tools, call)
     policy = parse_policy(call.key.policy) if call.key else None
     if question.context:
-        access = replace(access, context={**access.context, **question.context})
+        access = access._replace(context={**access.context, **question.context})
         again = evaluate(access, policy, question.identity.policies)
         granted = decision.why is Why.GRANT_ALLOWS and again.why not in _DENIES
         decision = decision if granted else again

@@ -185,7 +185,7 @@ class Needs(enum.Enum):
     DELETING = "pending deletion"
 
 
-def check_state(key: Key, needs: Needs, arn: str) -> None:
+def check_state(key: Key, needs: Needs, realm: Realm) -> None:
     """Refuses what the key's state does not allow.
 
     Raises:
@@ -193,6 +193,7 @@ def check_state(key: Key, needs: Needs, arn: str) -> None:
     """
     if needs is Needs.ANY or (needs is Needs.ENABLED and key.state is KeyState.ENABLED):
         return
+    arn = realm.at(key.region).key_arn(key.key_id)
     if needs is Needs.DELETING and not key.deleting:
         raise KmsError("KMSInvalidStateException", f"{arn} is not pending deletion.")
     if needs in {Needs.ENABLED, Needs.SETTLED, Needs.NOT_DELETING} and key.deleting:
@@ -214,6 +215,8 @@ def parse_key_id(text: str, realm: Realm, *, aliases: bool = True) -> str:
     Raises:
         KmsError: NotFoundException in the words of §2.3.
     """
+    if _UUID.fullmatch(text):  # as most are
+        return text
     match = _ARN.fullmatch(text)
     if match and match[2] != realm.region:
         raise not_found(f"Invalid arn {match[2]}")
@@ -227,7 +230,7 @@ def parse_key_id(text: str, realm: Realm, *, aliases: bool = True) -> str:
 
 def is_foreign(text: str, realm: Realm) -> bool:
     """Whether a KeyId parameter names what is of another account, in the Region of the request."""
-    match = _ARN.fullmatch(text)
+    match = _ARN.fullmatch(text) if text.startswith("arn:") else None
     return match is not None and match[2] == realm.region and match[3] != realm.account
 
 

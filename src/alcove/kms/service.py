@@ -17,7 +17,6 @@ Steps 2 to 7 of an operation that writes are one transaction: what it decided on
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -28,7 +27,7 @@ from alcove.attestation.verify import ChainCache, Root
 from alcove.errors import AlcoveError
 from alcove.kms.attest import Recipient, check_recipient, header_recipient
 from alcove.kms.authorize import authorize
-from alcove.kms.call import Answer, Call, Peer, Tools, new_id
+from alcove.kms.call import Answer, Call, Peer, Tools, new_ids
 from alcove.kms.claim import SignedRequest, region_of
 from alcove.kms.credentials import identify
 from alcove.kms.errors import KmsError, internal, unsupported
@@ -77,6 +76,7 @@ class Service:
         self._crls = crls
         self._chains = ChainCache()
         self._names = names = tools.regions or (tools.realm.region,)
+        self._rows = {f"{TARGET_PREFIX}.{name}": row for name, row in OPERATIONS.items() if name in model.operations}
         self._regions = {name: replace(tools, realm=replace(tools.realm, region=name), regions=names) for name in names}
 
     def handle(self, request: SignedRequest, peer: Peer, made: bytes | None = None) -> Answer:
@@ -91,10 +91,10 @@ class Service:
             KeyPending: The request is allowed and needs a key pair that takes long to make. Nothing has been done or
                 recorded yet: the caller makes it, without holding up others, and hands in the request again.
         """
-        request_id = new_id(self._tools.random)
+        request_id, event_id = new_ids(self._tools.random)
         try:
             self._tools.store.look()
-            return Answer(200, self._handle(request, peer, request_id, made), request_id)
+            return Answer(200, self._handle(request, peer, (request_id, event_id), made), request_id)
         except KeyPending:
             raise
         except KmsError as error:
@@ -106,15 +106,22 @@ class Service:
         finally:
             self._tools.store.leave()
 
-    def _handle(self, request: SignedRequest, peer: Peer, request_id: str, made: bytes | None) -> bytes:
+    def _handle(self, request: SignedRequest, peer: Peer, ids: tuple[str, str], made: bytes | None) -> bytes:
         now = self._clock()
         identity = identify(request, self._tools, now=now, service="kms", regions=self._names)
         tools = self._regions[region_of(request)]
         target = request.value("x-amz-target") or ""
-        event_id = new_id(self._tools.random)
-        trail = Trail(request_id, event_id, now, peer, identity, target.rpartition(".")[2][:128])
+        trail = Trail(*ids, now, peer, identity, target.rpartition(".")[2][:128])
         try:
-            trail.answer = self._perform(tools, request, target, trail, made)
+            row = self._row(target)  # 1
+            trail.read_only = row.read_only
+            trail.params = self._model.parse(trail.operation, request.body)
+            call = Call(trail.operation, trail.params, identity, peer, now, made=made)
+            if row.read_only:
+                trail.answer = self._perform(tools, row, request, call, trail)
+            else:
+                with tools.store.transaction():
+                    trail.answer = self._perform(tools, row, request, call, trail)
             body = self._model.render(trail.operation, trail.answer)
         except KeyPending:
             trail.ended = False
@@ -151,41 +158,36 @@ class Service:
         )
 
     def _perform(
-        self, tools: Tools, request: SignedRequest, target: str, trail: Trail, made: bytes | None
+        self, tools: Tools, row: Operation, request: SignedRequest, call: Call, trail: Trail
     ) -> dict[str, Any]:
-        row = self._row(target)  # 1
-        trail.read_only = row.read_only
-        params = trail.params = self._model.parse(trail.operation, request.body)
-        call = Call(trail.operation, params, trail.identity, trail.peer, trail.now, made=made)
-        with contextlib.nullcontext() if row.read_only else tools.store.transaction():
-            call = resolve(row.source, tools, call)  # 2
-            trail.note_keys(tools.realm, call)
-            trail.recipient = self._recipient(request, call)  # 3
-            if trail.recipient:
-                call = replace(call, recipient=trail.recipient)
-            self._authorize(tools, call, trail)  # 4
-            for key in filter(None, (call.key, call.other)):
-                check_state(key, row.needs, tools.realm.at(key.region).key_arn(key.key_id))  # 5
-            for check in row.checks:
-                check(tools, call)
-            if params.get("DryRun"):  # 6
-                raise KmsError(
-                    "DryRunOperationException", "The request would have succeeded, but the DryRun option is set."
-                )
-            answer = row.run(tools, call)  # 7
+        call = resolve(row.source, tools, call)  # 2
+        trail.note_keys(tools.realm, call)
+        trail.recipient = self._recipient(request, call)  # 3
+        if trail.recipient:
+            call = replace(call, recipient=trail.recipient)
+        self._authorize(tools, call, trail)  # 4
+        for key in call.keys:
+            check_state(key, row.needs, tools.realm)  # 5
+        for check in row.checks:
+            check(tools, call)
+        if call.params.get("DryRun"):  # 6
+            message = "The request would have succeeded, but the DryRun option is set."
+            raise KmsError("DryRunOperationException", message)
+        answer = row.run(tools, call)  # 7
         if call.operation in TRACKED:
-            for key in filter(None, (call.key, call.other)):
+            for key in call.keys:
                 used = Usage(key.region, key.key_id, call.operation, call.seconds, trail.event_id, trail.request_id)
                 tools.usages.note(used, tools.store)
         return answer
 
     def _row(self, target: str) -> Operation:
+        row = self._rows.get(target)
+        if row is not None:
+            return row
         prefix, _, operation = target.partition(".")
         if prefix != TARGET_PREFIX or operation not in self._model.operations:
             raise KmsError("UnknownOperationException", "X-Amz-Target names no operation of this service")
-        if operation not in OPERATIONS:
-            raise unsupported(f"{operation} is not served")
-        return OPERATIONS[operation]
+        raise unsupported(f"{operation} is not served")
 
     def _recipient(self, request: SignedRequest, call: Call) -> Recipient | None:
         parameter = call.params.get("Recipient")

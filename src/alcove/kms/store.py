@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from alcove.kms.keys import Key, Material
 
@@ -80,8 +80,7 @@ class Grant:
     constraints: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """The last use of a key, with the ids under which the audit log and the answer have it."""
 
     region: str

@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
-from alcove.kms.call import Answer, Call, Peer, Tools, new_id
+from alcove.kms.call import Answer, Call, Peer, Tools, new_ids
 from alcove.kms.claim import SignedRequest
 from alcove.kms.context import request_context
 from alcove.kms.credentials import identify
@@ -65,20 +65,19 @@ class Sts:
 
     def handle(self, request: SignedRequest, peer: Peer) -> Answer:
         """The answer to a request; errors become answers here."""
-        request_id = new_id(self._tools.random)
+        request_id, event_id = new_ids(self._tools.random)
         try:
-            body = self._handle(request, peer, request_id)
+            body = self._handle(request, peer, request_id, event_id)
         except KmsError as error:
             return _refusal(error, request_id)
         except Exception:  # noqa: BLE001 - the store failed before there was a record to write it in
             return _refusal(KmsError("KMSInternalException", "The request could not be served."), request_id)
         return Answer(200, body, request_id, CONTENT_TYPE)
 
-    def _handle(self, request: SignedRequest, peer: Peer, request_id: str) -> bytes:
+    def _handle(self, request: SignedRequest, peer: Peer, request_id: str, event_id: str) -> bytes:
         now, realm = self._clock(), self._tools.realm
         regions = tuple(dict.fromkeys((realm.region, GLOBAL_REGION)))
         identity = identify(request, self._tools, now=now, service="sts", regions=regions)
-        event_id = new_id(self._tools.random)
         trail = Trail(request_id, event_id, now, peer, identity, "", source="sts.amazonaws.com")
         try:
             form = _form(request)

@@ -74,7 +74,7 @@ def check_new_name(tools: Tools, call: Call) -> None:
 def check_new_target(tools: Tools, call: Call) -> None:
     """Refuses a target that is going, or of another kind or usage: callers of the alias would be surprised."""
     old, new = call.the_key, call.the_other
-    check_state(new, Needs.NOT_DELETING, tools.realm.key_arn(new.key_id))
+    check_state(new, Needs.NOT_DELETING, tools.realm)
     if (_kind(old), old.usage) != (_kind(new), new.usage):
         message = f"{arn(tools, call)} and {tools.realm.key_arn(new.key_id)} differ in key type or key usage."
         raise KmsError("KMSInvalidStateException", message)

@@ -109,12 +109,12 @@ def public(tools: Tools, call: Call) -> None:
 
 def enabled(tools: Tools, call: Call) -> None:
     """The key is enabled; for operations that look at the key's kind first."""
-    check_state(call.the_key, Needs.ENABLED, arn(tools, call))
+    check_state(call.the_key, Needs.ENABLED, tools.realm)
 
 
 def not_deleting(tools: Tools, call: Call) -> None:
     """The key does not wait for its deletion."""
-    check_state(call.the_key, Needs.NOT_DELETING, arn(tools, call))
+    check_state(call.the_key, Needs.NOT_DELETING, tools.realm)
 
 
 def imported(tools: Tools, call: Call) -> None:

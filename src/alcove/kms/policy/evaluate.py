@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from alcove.kms.policy.conditions import Condition
 from alcove.kms.policy.document import Element, PolicyDocument, PolicyKind, Statement
 from alcove.kms.policy.principals import Caller, Reach
 from alcove.kms.policy.text import Context, Value, arn_matches, like
 
+_NOTHING: Final[Context] = MappingProxyType({})
 
-@dataclass(frozen=True, slots=True)
-class Access:
+
+class Access(NamedTuple):
     """What is asked for.
 
     Attributes:
@@ -38,7 +41,7 @@ class Access:
     action: str
     key_arn: str | None
     context: Context
-    identity_context: Context = field(default_factory=dict)
+    identity_context: Context = _NOTHING
 
     @property
     def same_account(self) -> bool:
@@ -97,7 +100,7 @@ def evaluate(access: Access, key_policy: PolicyDocument | None, identities: Sequ
     """The decision on one request (§8.1); `key_policy` is None exactly when there is no key."""
     on_key = _candidates(access, [key_policy] if key_policy else [])
     if access.identity_context:
-        access = replace(access, context={**access.context, **access.identity_context})
+        access = access._replace(context={**access.context, **access.identity_context})
     on_identity = _candidates(access, identities)
     for found, why in ((on_key, Why.KEY_POLICY_DENIES), (on_identity, Why.IDENTITY_DENIES)):  # 1
         deny = next((m for m in found if m.applies and not m.statement.allow), None)

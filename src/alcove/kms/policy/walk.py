@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from alcove.kms.policy.document import PolicyDocument, PolicyKind, Statement
 from alcove.kms.policy.evaluate import Access, acts, concerns, reach_of
@@ -72,7 +72,7 @@ class Step:
 
 def walk(access: Access, policies: Iterable[tuple[str, PolicyDocument]]) -> Iterator[Step]:
     """A step for every statement of the policies, which have names, in their order."""
-    wider = replace(access, context={**access.context, **access.identity_context})
+    wider = access._replace(context={**access.context, **access.identity_context})
     for name, policy in policies:
         seen = access if policy.kind is PolicyKind.KEY else wider
         for statement in policy.statements:
