@@ -20,7 +20,7 @@ from alcove.vsock import hybrid
 
 LOOPBACK: Final = "127.0.0.1"
 BACKLOG: Final = 1024
-DIALLING: Final = 32  # at a time: a guest has two seconds to take each, and a crowd of callers takes turns
+DIALLING: Final = 64  # at a time: the device asks the guest for half as many, and our time runs while we wait for it
 
 Find = Callable[[], Path]  # the enclave's hybrid socket; raises when there is none now
 

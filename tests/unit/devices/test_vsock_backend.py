@@ -11,6 +11,7 @@ import pytest
 
 from alcove.devices.vsock.credit import BUFFER, MAX_OUTSTANDING
 from alcove.devices.vsock.handshake import parse_peer_name
+from alcove.devices.vsock.muxer import MAX_OFFERED
 from alcove.devices.vsock.packet import Header, Op, Shutdown
 from alcove.testing.fake_drivers import FakeVsockDriver
 from alcove.testing.fake_guest import FakeGuest
@@ -352,6 +353,29 @@ def test_before_the_guest_runs_a_client_is_given_up_and_nothing_is_left(
         driver = vsock.driver(guest)
         with pytest.raises(TimeoutError):
             driver.receive(0.05)
+
+
+def test_a_crowd_of_host_programs_takes_turns(vsock: VsockRig) -> None:
+    """The guest has little time for each, so it is asked by few at a time; the others are not refused: they wait."""
+    with vsock.guest() as guest:
+        driver = vsock.driver(guest)
+        clients = [vsock.client() for _ in range(MAX_OFFERED + 10)]
+        for client in clients:
+            client.sendall(b"CONNECT 7000\n")
+        requests = [driver.receive()[0] for _ in range(MAX_OFFERED)]
+        with pytest.raises(TimeoutError):
+            driver.receive(0.2)
+        driver.send(Op.RESPONSE, port=requests[0].src_port, own_port=7000)
+        driver.send(Op.RST, port=requests[1].src_port, own_port=7000)
+        requests += [driver.receive()[0] for _ in range(2)]
+        for request in requests[2:]:
+            driver.send(Op.RESPONSE, port=request.src_port, own_port=7000)
+        for _ in range(8):
+            request = driver.receive()[0]
+            driver.send(Op.RESPONSE, port=request.src_port, own_port=7000)
+        answers = [client.recv(100) for client in clients]
+        assert sum(answer.startswith(b"OK ") for answer in answers) == MAX_OFFERED + 9
+        assert answers.count(b"") == 1
 
 
 @pytest.mark.parametrize("command", [b"HELLO\n", b"CONNECT x\n", b"CONNECT 4294967296\n", b"C" * 32, b"CONNECT 1"])

@@ -5,7 +5,8 @@
 3. Control packets leave first. When the guest offers no buffers, or gives no credit, host sockets are not read.
 4. Work per wake-up is bounded on both queues, so that other devices of the loop get their turn.
 5. The guest's data that host sockets do not take is kept, up to BUFFER a connection (credit.py) and MAX_HELD in all;
-   beyond, the connection that holds most is reset. Beyond the muxer's limits a REQUEST is refused with RST.
+   beyond, the connection that holds most is reset. Beyond the muxer's limits a REQUEST is refused with RST, and host
+   programs wait: they are accepted once the guest has taken those before them.
 6. The guest is told of packets taken in batches: it only frees their memory then, and each interrupt costs it more than
    the packet did. Packets to it are announced at once.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import resource
 import socket
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +100,7 @@ class VsockBackend:
         self._muxer = Muxer(cid, connection_limit())
         self._streams: dict[Connection, Stream] = {}
         self._held = Held()
+        self._callers: deque[tuple[socket.socket, Port]] = deque()  # host programs whose turn it is not yet
         self._tx_stalled = False
         self._taken = 0  # descriptors whose packets were taken since the last interrupt
         self._taken_timer: Timer | None = None
@@ -132,6 +135,8 @@ class VsockBackend:
         if self._taken_timer is not None:
             self._taken_timer.cancel()
         self._hybrid.close()
+        while self._callers:
+            self._callers.popleft()[0].close()
         self._drop_all()
 
     def _device_ended(self, reason: str | None) -> None:
@@ -218,6 +223,7 @@ class VsockBackend:
                 if self._held.count > MAX_HELD:
                     max(self._streams.values(), key=lambda each: each.held).drop()
             case ev.Accepted():
+                self._accept_more()
                 stream.accepted()
             case ev.Progress():
                 stream.progress()
@@ -261,6 +267,13 @@ class VsockBackend:
     # host → guest
 
     def _host_asks(self, sock: socket.socket, port: Port) -> None:
+        if self._muxer.offers_full:
+            self._hybrid.pause()  # those that are accepted already, at most a few, wait here
+            self._callers.append((sock, port))
+        else:
+            self._offer(sock, port)
+
+    def _offer(self, sock: socket.socket, port: Port) -> None:
         try:
             connection = self._muxer.open(port)
         except ProtocolError:
@@ -285,3 +298,10 @@ class VsockBackend:
 
     def _forget(self, connection: Connection) -> None:
         self._streams.pop(connection, None)
+        self._accept_more()
+
+    def _accept_more(self) -> None:
+        while self._callers and not self._muxer.offers_full:
+            self._offer(*self._callers.popleft())
+        if not self._callers:
+            self._hybrid.resume()

@@ -16,7 +16,7 @@ from alcove.types import Port
 COMMAND_SECONDS: Final = 5.0  # for the whole command; §5.6 wants a limit in time
 _MAX_WAITING: Final = 128  # clients that have not sent their command; beyond, the one that waits longest is dropped
 _ACCEPT_PAUSE: Final = 1.0  # seconds, after the process ran out of descriptors
-_BACKLOG: Final = 128
+_BACKLOG: Final = 4096  # clients that wait for their turn; the kernel cuts it to net.core.somaxconn
 
 
 class HybridListener:
@@ -36,7 +36,7 @@ class HybridListener:
         self._path = path
         self._on_client = on_client
         self._waiting: dict[socket.socket, tuple[bytearray, Timer]] = {}
-        self._closed = False
+        self._closed = self._paused = False
         self._listener = listen(path, backlog=_BACKLOG)
         reactor.add_reader(self._listener.fileno(), self._accept)
 
@@ -51,24 +51,32 @@ class HybridListener:
             self._drop(client)
         self._path.unlink(missing_ok=True)
 
+    def pause(self) -> None:
+        """Let new clients wait in the queue."""
+        if not self._paused and not self._closed:
+            self._paused = True
+            self._reactor.remove_reader(self._listener.fileno())
+
+    def resume(self) -> None:
+        """Take them again."""
+        if self._paused and not self._closed:
+            self._paused = False
+            self._reactor.add_reader(self._listener.fileno(), self._accept)
+
     def _accept(self) -> None:
         try:
             client, _ = self._listener.accept()
         except BlockingIOError:
             return
         except OSError:  # no descriptors left: the client stays in the queue
-            self._reactor.remove_reader(self._listener.fileno())
-            self._reactor.call_later(_ACCEPT_PAUSE, self._accept_again)
+            self.pause()
+            self._reactor.call_later(_ACCEPT_PAUSE, self.resume)
             return
         if len(self._waiting) >= _MAX_WAITING:
             self._drop(next(iter(self._waiting)))
         client.setblocking(False)
         self._waiting[client] = bytearray(), self._reactor.call_later(COMMAND_SECONDS, self._drop, client)
         self._reactor.add_reader(client.fileno(), self._read, client)
-
-    def _accept_again(self) -> None:
-        if not self._closed:
-            self._reactor.add_reader(self._listener.fileno(), self._accept)
 
     def _read(self, client: socket.socket) -> None:
         line, _ = self._waiting[client]

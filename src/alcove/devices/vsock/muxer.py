@@ -11,6 +11,7 @@ Rules:
 4. The guest can make that queue grow; a caller stops taking its packets while `backlog_full`.
 5. Connections are bounded, and so are those that no listener has taken yet: beyond `limit` or MAX_DIALLING a
    REQUEST is refused with RST, and `open` raises.
+6. A guest has little time to take what the host asks for, so a caller asks for few at a time: `offers_full`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from alcove.types import HOST_CID, PARENT_CID, Cid, Port
 
 MAX_CONNECTIONS: Final = 4096  # a descriptor and some 4 KiB each; what is beyond is refused with RST
 MAX_DIALLING: Final = 256  # connections whose listener has not taken them yet; what is beyond is refused with RST
+MAX_OFFERED: Final = 32  # connections that the guest has not taken yet; a slow one takes these well within its time
 MAX_BACKLOG: Final = 256  # control packets; more than any guest makes us queue while it offers buffers
 _FIRST_LOCAL_PORT: Final = 1 << 30  # §5.6: [2³⁰, 2³¹), round robin
 _LOCAL_PORTS: Final = 1 << 30
@@ -43,6 +45,7 @@ class Muxer:
         self._control = ControlQueue(cid)
         self._next_port = 0
         self._dialling = 0
+        self._offered = 0
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -56,6 +59,11 @@ class Muxer:
     def backlog_full(self) -> bool:
         """Take no packet from the guest until it has taken some of ours."""
         return len(self._control) >= MAX_BACKLOG
+
+    @property
+    def offers_full(self) -> bool:
+        """Ask the guest for no connection until it has taken or refused one of ours, or let its time go by."""
+        return self._offered >= MAX_OFFERED
 
     def receive(self, header: Header, available: int) -> Iterator[Event]:
         """Take a packet from the guest.
@@ -92,6 +100,7 @@ class Muxer:
             if key not in self._connections:
                 break
         connection = self._connections[key] = Connection(key, State.OFFERED)
+        self._offered += 1
         self._control.add(connection, Op.REQUEST)
         return connection
 
@@ -154,7 +163,7 @@ class Muxer:
             connection.state = State.CLOSED
         self._connections.clear()
         self._control.clear()
-        self._dialling = 0
+        self._dialling = self._offered = 0
 
     def _request(self, key: Key, header: Header) -> Iterator[Event]:
         old = self._connections.get(key)
@@ -187,7 +196,7 @@ class Muxer:
             case Op.RW:
                 yield self._data(connection, header.length, available)
             case Op.RESPONSE:
-                connection.step(Input.GUEST_ACCEPTED)
+                self._step(connection, Input.GUEST_ACCEPTED)
                 yield Accepted(connection)
             case Op.CREDIT_UPDATE:
                 connection.step(Input.GUEST_CREDIT)
@@ -255,3 +264,5 @@ class Muxer:
         connection.step(happened)
         if was is State.DIALLING and connection.state is not State.DIALLING:
             self._dialling -= 1
+        elif was is State.OFFERED and connection.state is not State.OFFERED:
+            self._offered -= 1
