@@ -17,6 +17,7 @@ import asyncio
 import datetime as dt
 import json
 import os
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -134,14 +135,15 @@ async def tunnel(where: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter
 
 
 async def tunnels(where: str, count: int) -> dict[str, Any]:
-    """So many tunnels to an echo server, all open at once; how many gave back their own line."""
-    streams = [await tunnel(where) for _ in range(count)]
-    for number, (_, writer) in enumerate(streams):
-        writer.write(b"%d\n" % number)
-    lines = await asyncio.gather(*(reader.readline() for reader, _ in streams))
+    """So many tunnels to an echo server, all asked for and open at once; how many gave back their own lines."""
+    streams = await asyncio.gather(*(tunnel(where) for _ in range(count)))
+    lines = [str(number).encode() * 200 + b"\n" for number in range(count)]
+    for (_, writer), line in zip(streams, lines, strict=True):
+        writer.write(line)
+    came = await asyncio.gather(*(reader.readline() for reader, _ in streams))
     for _, writer in streams:
         writer.close()
-    return {"right": sum(line == b"%d\n" % number for number, line in enumerate(lines))}
+    return {"right": sum(line == other for line, other in zip(lines, came, strict=True))}
 
 
 async def send(where: str, size: int) -> dict[str, Any]:
@@ -174,9 +176,11 @@ def run(argv: list[str], environment: dict[str, str]) -> dict[str, Any]:
 
 
 def memory() -> dict[str, Any]:
-    """Resident bytes of `alcove-enclave`, which is our parent."""
+    """Resident bytes of `alcove-enclave`, which is our parent, and what the whole machine could not give."""
     pages = int(Path(f"/proc/{os.getppid()}/statm").read_text().split()[1])
-    return {"resident": pages * os.sysconf("SC_PAGE_SIZE")}
+    found = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (int(found[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    return {"resident": pages * os.sysconf("SC_PAGE_SIZE"), "used": total - free}
 
 
 OPERATIONS: dict[str, Any] = {
@@ -207,8 +211,13 @@ def main() -> None:
         print("net: ready", flush=True)
         while True:
             stream, _ = listener.accept()
-            with stream, stream.makefile("rb") as lines:
-                stream.sendall(json.dumps(answer(lines.readline())).encode() + b"\n")
+            threading.Thread(target=serve, args=(stream,), daemon=True).start()
+
+
+def serve(stream: socket.socket) -> None:
+    """One caller of the control port; others are served meanwhile."""
+    with stream, stream.makefile("rb") as lines:
+        stream.sendall(json.dumps(answer(lines.readline())).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -149,7 +149,8 @@ def tcp_servers(*handlers: Handler) -> Iterator[list[int]]:
     """Servers on the loopback, in a thread with a loop of their own; yields their ports."""
     loop, ports = asyncio.new_event_loop(), []
     for handler in handlers:
-        server = loop.run_until_complete(asyncio.start_server(handler, "127.0.0.1", 0, limit=CHUNK, backlog=1024))
+        starting = asyncio.start_server(_until_cancelled(handler), "127.0.0.1", 0, limit=CHUNK, backlog=1024)
+        server = loop.run_until_complete(starting)
         ports.append(server.sockets[0].getsockname()[1])
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -164,6 +165,16 @@ def tcp_servers(*handlers: Handler) -> Iterator[list[int]]:
         if tasks:
             loop.run_until_complete(asyncio.wait(tasks))
         loop.close()
+
+
+def _until_cancelled(handler: Handler) -> Handler:
+    """Asyncio of Python 3.11 complains about each handler that is cancelled with its stream open."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await handler(reader, writer)
+
+    return handle
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -212,6 +223,30 @@ def pull(port: int, size: int) -> int:
         while count := stream.recv_into(buffer):
             total += count
         return total
+
+
+async def crowd(port: int, count: int) -> int:
+    """So many connections to an echo server behind a port of the loopback, all asked for and open at once.
+
+    Returns:
+        How many gave back their own lines.
+    """
+
+    async def one(number: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"%d\n" % number)
+        if await reader.readline() != b"%d\n" % number:
+            raise FailedError(f"connection {number} of {count} ended")
+        return reader, writer
+
+    streams = await asyncio.gather(*map(one, range(count)))
+    lines = [str(number).encode() * 200 + b"\n" for number in range(count)]
+    for (_, writer), line in zip(streams, lines, strict=True):
+        writer.write(line)
+    came = await asyncio.gather(*(reader.readline() for reader, _ in streams))
+    for _, writer in streams:
+        writer.close()
+    return sum(line == other for line, other in zip(lines, came, strict=True))
 
 
 def resident(pid: int) -> int:

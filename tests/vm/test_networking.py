@@ -5,6 +5,7 @@ The enclave is not in debug mode: what its documents say is its own. Its program
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import http.client
@@ -213,6 +214,13 @@ def test_a_thousand_connections_out_of_the_enclave_at_once(world: World) -> None
     """Through both proxies: all are open together, and each gets its own bytes back."""
     where = f"good.test:{world.servers['echo']}"
     assert world.enclave.ask(op="tunnels", where=where, count=CONNECTIONS) == {"right": CONNECTIONS}
+
+
+@few_descriptors
+def test_a_thousand_connections_into_the_enclave_at_once(world: World) -> None:
+    """Through `publish`: asked for in one moment, all open together, each gets its own bytes back; none is reset."""
+    world.enclave.ask(op="memory")
+    assert asyncio.run(net_parent.crowd(world.published[ECHO], CONNECTIONS)) == CONNECTIONS
 
 
 def test_hostile_callers_do_not_take_the_way_in_down(world: World) -> None:
