@@ -22,6 +22,8 @@ def script(*arguments: str) -> str:
         ("alcove", ["des"], {"describe-enclaves", "describe-eif"}),
         ("alcove", ["eif", "ex"], {"extract", "explain"}),
         ("nitro-cli", ["run-enclave", "--eif"], {"--eif-path"}),
+        ("alcove-enclave", ["kms"], {"kms-proxy", "kmstool"}),
+        ("alcove-enclave", ["run", "--health-"], {"--health-interval"}),
     ],
 )
 def test_bash_completes_commands_and_flags(program: str, words: list[str], offered: set[str]) -> None:
@@ -37,7 +39,7 @@ def test_bash_completes_commands_and_flags(program: str, words: list[str], offer
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
-@pytest.mark.parametrize("program", ["alcove", "nitro-cli", "vsock-proxy"])
+@pytest.mark.parametrize("program", ["alcove", "nitro-cli", "vsock-proxy", "alcove-enclave"])
 def test_there_is_a_script_for_every_shell_and_program(shell: str, program: str) -> None:
     """It names the program it is for."""
     assert program in script(shell, "--program", program)

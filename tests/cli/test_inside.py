@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from tests.unit.proxy.peers import free_port
 
 BIN = Path(sys.executable).parent
+SECONDS = 120
 
 
 @pytest.fixture
@@ -26,13 +28,18 @@ def home() -> Iterator[Path]:
 
 
 def start(home: Path, program: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    """Start a program; one that says nothing is ended, so that who reads its output does not wait for ever."""
+    process = subprocess.Popen(
         [BIN / program, *map(str, arguments)],
         env={**os.environ, "ALCOVE_RUN": str(home / "run"), "ALCOVE_VSOCK": "hybrid"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    limit = threading.Timer(SECONDS, process.kill)
+    limit.daemon = True
+    limit.start()
+    return process
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:

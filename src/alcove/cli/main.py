@@ -44,6 +44,7 @@ def alcove_parser() -> argparse.ArgumentParser:
         lifeline.add_commands(commands)
         credentials.add_commands(commands)
         programs = {"alcove": alcove_parser, "nitro-cli": nitro_parser, "vsock-proxy": proxy_parser}
+        programs["alcove-enclave"] = _inside_parser
         completion.add_commands(commands, programs)
     return parser
 
@@ -62,6 +63,12 @@ def nitro_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     nitro.add_commands(commands)
     return parser
+
+
+def _inside_parser() -> argparse.ArgumentParser:
+    from alcove.cli.inside import enclave_parser  # noqa: PLC0415 - a program of its own
+
+    return enclave_parser()
 
 
 def vsock_proxy() -> NoReturn:
