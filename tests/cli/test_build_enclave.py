@@ -335,10 +335,23 @@ def test_every_way_to_differ_from_docker_is_a_warning(place: Place, layout: Call
     assert [warning.split()[1] for warning in warnings] == ["the", "WORKDIR", "USER"]
 
 
+@needs_skopeo
+def test_a_label_that_another_init_would_not_read_is_a_warning(place: Place, layout: Callable[..., str]) -> None:
+    """With AWS's boot files LABEL alcove.log does nothing, and says so; the image is nitro-cli's."""
+    plain = json.loads(place.run(layout(config={"Cmd": ["/app"]})).stdout)
+    done = place.run(layout(config={"Cmd": ["/app"], "Labels": {"alcove.log": "true"}}))
+    assert json.loads(done.stdout) == plain
+    assert "warning: LABEL alcove.log is ignored" in done.stderr
+    wrong = place.run(layout(config={"Cmd": ["/app"], "Labels": {"alcove.log": "on"}}))
+    assert wrong.returncode == 48
+    assert "hint: write LABEL alcove.log" in wrong.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "begins"),
     [
         (["--oci-entrypoint"], 2, "[ E02 ] "),
+        (["--show-log"], 2, "[ E02 ] "),
         (["--build-time", "yesterday"], 3, "[ E03 ] "),
         (["--build-time", "2026-02-30T00:00:00Z"], 3, "[ E03 ] "),
         (["--max-layer", "lots"], 3, "[ E03 ] "),

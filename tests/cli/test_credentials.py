@@ -1,4 +1,4 @@
-"""`alcove credentials`: a role of our KMS, an instance's, or a web identity's for an enclave; what cannot be is one line."""
+"""`alcove credentials`: roles of our KMS, an instance, a web identity for an enclave; what cannot be is one line."""
 
 from __future__ import annotations
 

@@ -35,6 +35,11 @@ def add_commands(commands: Commands) -> None:
         action="store_true",
         help="run ENTRYPOINT and CMD in WORKDIR as USER, as Docker does; PCR0 and PCR2 are then not nitro-cli's",
     )
+    own.add_argument(
+        "--show-log",
+        action="store_true",
+        help='let the parent see its output (`alcove logs`) outside debug mode, as LABEL alcove.log="true" does',
+    )
     own.add_argument("--explain", action="store_true", help="say what was measured into which PCR, on standard error")
     parser.set_defaults(parser=parser)
 

@@ -51,6 +51,7 @@ def build(arguments: argparse.Namespace) -> Measurements:
             build_tool_version=tool_version,
             signer=_signer(arguments),
             oci_entrypoint=arguments.oci_entrypoint,
+            show_log=arguments.show_log,
             max_layer=None if arguments.max_layer is None else parse_size("max-layer", arguments.max_layer),
             work_dir=_artifacts(),
         )

@@ -1,4 +1,7 @@
-"""What an enclave lets its parent see, if its image says so (`alcove-enclave run --lifeline`), and ``health``."""
+"""What an enclave lets its parent see, if its image says so, and ``health``.
+
+By `alcove-enclave run --lifeline`; its output also by LABEL alcove.log, or `build-enclave --show-log`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from alcove.errors import MachineError, ProtocolError
 from alcove.vsock import hybrid
 
 PORT: Final = 9041  # proxy/lifeline.py, which is the enclave's and is not imported for a number
+INIT_PORT: Final = 9042  # image/process.py: the output alone, shown by init
 _MAX_LINE: Final = 4096
 _CHUNK: Final = 65536
 _ANSWER_SECONDS: Final = 5.0
@@ -73,10 +77,10 @@ def _parse(line: bytes) -> dict[str, Any]:
     return {"state": state, "health": fares}
 
 
-def ask(paths: Paths, record: Record, word: str) -> socket.socket | None:
+def ask(paths: Paths, record: Record, word: str, port: int = PORT) -> socket.socket | None:
     """Ask an enclave for something; None when it has no lifeline, or has it no more."""
     try:
-        stream = hybrid.connect(paths.enclave(record.enclave_id).vsock, PORT)
+        stream = hybrid.connect(paths.enclave(record.enclave_id).vsock, port)
     except OSError:
         return None
     with contextlib.suppress(OSError):
@@ -85,15 +89,17 @@ def ask(paths: Paths, record: Record, word: str) -> socket.socket | None:
 
 
 def log(paths: Paths, record: Record, *, follow: bool) -> Iterator[bytes] | None:
-    """The application's output; None when the enclave does not show it."""
-    stream = ask(paths, record, "log" if follow else "tail")
-    if stream is None:
-        return None
-    if not follow:
-        stream.settimeout(_ANSWER_SECONDS)
-    chunks = _chunks(stream)
-    first = next(chunks, b"")
-    return _with(first, chunks) if first else None
+    """The application's output; None when the enclave does not show it, or there is none yet."""
+    for port in (PORT, INIT_PORT):
+        stream = ask(paths, record, "log" if follow else "tail", port)
+        if stream is None:
+            continue
+        if not follow:
+            stream.settimeout(_ANSWER_SECONDS)
+        chunks = _chunks(stream)
+        if first := next(chunks, b""):
+            return _with(first, chunks)
+    return None
 
 
 def _chunks(stream: socket.socket) -> Iterator[bytes]:

@@ -84,7 +84,7 @@ def _live_log(paths: Paths, record: Record, *, follow: bool) -> bool:
 
 
 def _no_console() -> MachineError:
-    hint = "it takes `--debug-mode`, or an image whose CMD is `alcove-enclave run --log …`; only its owner may read it"
+    hint = "it takes `--debug-mode`, or an image that shows it: `build-enclave --show-log`; only its owner may read it"
     return MachineError("there is no console of this enclave", code="E44", hint=hint)
 
 

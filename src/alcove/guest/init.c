@@ -10,6 +10,7 @@
  *   - the clock is set, and kept, by the parent's where the parent offers it (clock.c);
  *   - with a file /oci (see read_oci) the application starts as a container's does: working directory, user and groups
  *     of the image, searched on the image's PATH;
+ *   - with a file /log the parent may see what the application writes (log.c);
  *   - a failure prints one line and restarts the machine at once instead of waiting for a panic's time-out.
  *
  * SPDX-License-Identifier: Apache-2.0
@@ -302,7 +303,7 @@ static void execute(char **cmd, char **env, const struct oci *oci)
     cannot("run", cmd[0]);
 }
 
-static pid_t launch(char **cmd, char **env, const struct oci *oci, const sigset_t *mask)
+static pid_t launch(char **cmd, char **env, const struct oci *oci, const struct log *log, const sigset_t *mask)
 {
     pid_t pid = fork();
     if (pid < 0)
@@ -310,6 +311,8 @@ static pid_t launch(char **cmd, char **env, const struct oci *oci, const sigset_
     if (pid == 0) {
         sigprocmask(SIG_SETMASK, mask, NULL);
         setsid();
+        if (log->pid > 0 && (dup2(log->output, STDOUT_FILENO) < 0 || dup2(log->output, STDERR_FILENO) < 0))
+            cannot("write to", "the log");
         execute(cmd, env, oci);
     }
     return pid;
@@ -368,6 +371,8 @@ int main(void)
     char **env = read_lines_or("/env", default_env);
     char **cmd = read_lines_or("/cmd", default_cmd);
     struct oci *oci = read_oci("/oci");
+    unsigned int log_port = read_log_port("/log");
+    struct log log = {0};
     if (!cmd[0])
         cmd = default_cmd;
     enter_root();
@@ -375,6 +380,10 @@ int main(void)
     mount_cgroups();
     loopback_up();
     keep_time();
-    report_end(reap_until(launch(cmd, env, oci, &mask)));
+    if (log_port)
+        start_log(log_port, &log);
+    int status = reap_until(launch(cmd, env, oci, &log, &mask));
+    end_log(&log);
+    report_end(status);
     restart();
 }

@@ -22,6 +22,13 @@ struct oci {
     gid_t *groups;
 };
 
+/* The process that shows the application's output; all zero when the image does not ask for it. */
+struct log {
+    pid_t pid;
+    int output; /* where the application writes */
+    int end; /* closed when the application has ended */
+};
+
 /* init.c */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void die(const char *what) __attribute__((noreturn));
@@ -35,4 +42,9 @@ void cannot(const char *what, const char *name) __attribute__((noreturn));
 
 /* clock.c */
 void keep_time(void);
+
+/* log.c */
+unsigned int read_log_port(const char *path);
+void start_log(unsigned int port, struct log *log);
+void end_log(struct log *log);
 #endif

@@ -27,7 +27,7 @@ class Blobs:
         init: The program that the kernel starts.
         modules: Name in the ramdisk (`nsm.ko`, `modules/00-virtio_mmio.ko`) and file (`.ko` or `.ko.xz`) of each, in
             load order.
-        reads_oci: Whether the init is ours, which reads the `oci` file (`process`).
+        reads_oci: Whether the init is ours, which reads the `oci` and `log` files (`process`).
     """
 
     kernel: Path

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ from alcove.image.metadata import (
     kernel_identity,
     parse_custom,
 )
-from alcove.image.process import Process, differences, nitro_process, oci_process
+from alcove.image.process import LOG_LABEL, LOG_PORT, Process, asks_for_log, differences, nitro_process, oci_process
 from alcove.image.ramdisk import add_init_layer, application_entries, boot_entries
 from alcove.image.sources.container import ARCHITECTURES as PLATFORMS
 from alcove.image.sources.container import ContainerImage, Flattened, OnBytes, silent
@@ -63,6 +63,7 @@ class BuildRequest:
         metadata: File with a JSON object for CustomMetadata.
         arch: `x86_64` or `aarch64`: of the kernel, and of the container image that sources are asked for.
         oci_entrypoint: Run the image as Docker would (`process`), which changes PCR0 and PCR2.
+        show_log: Let the parent see what the application prints, as the label `alcove.log` does; changes PCR0 and PCR2.
         build_time: RFC 3339 text; SOURCE_DATE_EPOCH or now when None.
         build_tool, build_tool_version: What BuildMetadata says.
         signer: Signs PCR0; None leaves the image unsigned.
@@ -83,6 +84,7 @@ class BuildRequest:
     build_tool_version: str = "0.1.0"
     signer: Signer | None = None
     oci_entrypoint: bool = False
+    show_log: bool = False
     max_layer: int | None = None
     work_dir: Path | None = None
     environment: dict[str, str] = field(default_factory=process_environment)
@@ -90,9 +92,10 @@ class BuildRequest:
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
             raise UsageError(f"{self.arch} is not an architecture", hint="x86_64 or aarch64", code="E03")
-        if self.oci_entrypoint and not self.blobs.reads_oci:
+        if (self.oci_entrypoint or self.show_log) and not self.blobs.reads_oci:
+            flag = "--oci-entrypoint" if self.oci_entrypoint else "--show-log"
             raise UsageError(
-                "`--oci-entrypoint` and `--blobs` exclude each other: only Alcove's own init honours it",
+                f"`{flag}` and `--blobs` exclude each other: only Alcove's own init honours it",
                 hint="leave out --blobs and NITRO_CLI_BLOBS, or write a CMD that does the same",
                 code="E02",
             )
@@ -162,6 +165,17 @@ def _assemble(
 
 
 def _process(request: BuildRequest, image: ContainerImage, flattened: Flattened, progress: Progress) -> Process:
+    process, labelled = _program(request, image, flattened, progress), asks_for_log(image.settings)
+    if labelled and not request.blobs.reads_oci:
+        progress(f"warning: LABEL {LOG_LABEL} is ignored: only Alcove's own init honours it")
+    elif labelled or request.show_log:
+        said = f"LABEL {LOG_LABEL}" if labelled else "--show-log"
+        progress(f"note: {said} lets the parent see the application's output; it adds the file `log` to PCR0 and PCR2")
+        return replace(process, log_port=LOG_PORT)
+    return process
+
+
+def _program(request: BuildRequest, image: ContainerImage, flattened: Flattened, progress: Progress) -> Process:
     if request.oci_entrypoint:
         progress("note: --oci-entrypoint adds the file `oci` to the image: PCR0 and PCR2 are not those of nitro-cli")
         return oci_process(image.settings, flattened.root, flattened.read)

@@ -1,4 +1,4 @@
-"""What runs in the enclave: the `cmd`, `env` and `oci` files of the application ramdisk, from an image's configuration.
+"""What runs in the enclave, from an image's configuration: `cmd`, `env`, `oci` and `log` of the application ramdisk.
 
 Core: a configuration and a tree in, a process and warnings out.
 
@@ -9,6 +9,9 @@ The second rule is Alcove's own. It needs a file that nitro-cli does not write a
 and PCR2.
 
     oci: working directory, user id, group id, supplementary group ids…, one a line
+
+Neither shows its parent what it prints, unless the image says so: by its label `alcove.log`, or as it is built. That
+takes a file too, with the vsock port on which our init shows it (guest/log.c).
 """
 
 from __future__ import annotations
@@ -27,6 +30,9 @@ INIT_PATH: Final = "/sbin:/usr/sbin:/bin:/usr/bin"  # eif.md §10 step 10
 DOCKER_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # moby, oci/defaults.go
 MAX_ACCOUNTS: Final = 4 << 20  # ours: bytes of /etc/passwd and of /etc/group
 
+LOG_LABEL: Final = "alcove.log"
+LOG_PORT: Final = 9042
+
 Read = Callable[[Data], Iterable[bytes]]
 
 
@@ -38,11 +44,13 @@ class Process:
         command: The program and its arguments, for `cmd`.
         environment: `NAME=value` texts, for `env`.
         identity: Working directory and user, for `oci`; None under nitro-cli's rule.
+        log_port: The vsock port on which the parent may see its output, for `log`; None when it may not.
     """
 
     command: list[str]
     environment: list[str]
     identity: tuple[str, User] | None = None
+    log_port: int | None = None
 
     def files(self) -> dict[bytes, bytes]:
         """The files that tell init, by name, in the order of the ramdisk.
@@ -55,6 +63,8 @@ class Process:
             directory, user = self.identity
             numbers = [str(number) for number in (user.uid, user.gid, *user.groups)]
             found[b"oci"] = lines([directory, *numbers], "WORKDIR")
+        if self.log_port is not None:
+            found[b"log"] = lines([str(self.log_port)], "log")
         return found
 
 
@@ -91,6 +101,24 @@ def oci_process(settings: Mapping[str, Any], root: Node, read: Read) -> Process:
     variables["HOME"] = variables.get("HOME") or user.home or "/"
     environment = [f"{name}={value}" for name, value in variables.items()]
     return Process(entrypoint + command, environment, ("/" + posixpath.normpath(directory).lstrip("/"), user))
+
+
+def asks_for_log(settings: Mapping[str, Any]) -> bool:
+    """Whether the image's labels say that its parent may see what it prints.
+
+    Raises:
+        ImageFormatError: E48 when the label is neither true nor false, or a configuration that is none.
+    """
+    labels = settings.get("Labels") or {}
+    if not isinstance(labels, dict):
+        raise ImageFormatError("not an object", field="Labels", code="E48")
+    value = labels.get(LOG_LABEL, "false")
+    if value not in ("true", "false"):
+        hint = f'write LABEL {LOG_LABEL}="true" into the Dockerfile, or nothing of it'
+        raise ImageFormatError(
+            f"{value!r} is neither true nor false", field=f"LABEL {LOG_LABEL}", hint=hint, code="E48"
+        )
+    return bool(value == "true")
 
 
 def differences(settings: Mapping[str, Any], root: Node) -> Iterator[str]:

@@ -5,7 +5,7 @@ Core: trees and bytes in, cpio entries out.
     boot          dev, init, nsm.ko                       (AWS's blobs)
                   dev, init, modules, modules/NN-name.ko  (ours: Debian's kernel has its drivers as modules)
     application   rootfs, the exported container below it, rootfs again with its mount points, cmd, env
-                  (and oci, where --oci-entrypoint asks for it)
+                  (and oci and log, where --oci-entrypoint and --show-log or a label ask for them)
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def application_entries(
 
     Args:
         root: The tree.
-        files: What init reads: `cmd`, `env` and maybe `oci`, by name (`process.Process.files`).
+        files: What init reads: `cmd`, `env` and maybe `oci` and `log`, by name (`process.Process.files`).
         read: Gives the content of a file in chunks.
 
     Raises:

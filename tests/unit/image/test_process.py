@@ -11,7 +11,9 @@ import pytest
 from alcove.errors import ImageFormatError
 from alcove.image.process import (
     DOCKER_PATH,
+    LOG_PORT,
     Process,
+    asks_for_log,
     command_of,
     differences,
     follow,
@@ -210,3 +212,26 @@ def test_each_difference_from_docker_is_said_once(settings: dict[str, Any], said
     assert len(sentences) == len(said), sentences
     for sentence, words in zip(sentences, said, strict=True):
         assert words in sentence
+
+
+@pytest.mark.parametrize(
+    ("config", "shown"),
+    [
+        ({}, False),
+        ({"Labels": None}, False),
+        ({"Labels": {"alcove.log": "false", "else": "true"}}, False),
+        ({"Labels": {"alcove.log": "true"}}, True),
+    ],
+)
+def test_a_label_lets_the_parent_see_the_output(config: dict[str, object], shown: bool) -> None:
+    """`true` alone does; it becomes a file for init, and so is measured."""
+    assert asks_for_log(config) is shown
+    assert Process(["/app"], [], log_port=LOG_PORT).files()[b"log"] == b"9042\n"
+    assert b"log" not in Process(["/app"], []).files()
+
+
+@pytest.mark.parametrize("labels", [["alcove.log"], {"alcove.log": "yes"}, {"alcove.log": ""}, {"alcove.log": 1}])
+def test_a_label_that_says_neither_is_refused(labels: object) -> None:
+    """A typing error must not decide whether an enclave shows what it prints."""
+    with pytest.raises(ImageFormatError, match=r"alcove\.log|Labels"):
+        asks_for_log({"Labels": labels})
