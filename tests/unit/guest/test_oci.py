@@ -27,6 +27,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags.append(f"-I{ROOT / 'src/alcove/guest'}")
     guest = ROOT / "src/alcove/guest"
     sources = [Path(__file__).with_name("harness.c"), guest / "oci.c", guest / "clock.c"]
+    sources.append(guest / "log.c")
     command = [sys.executable, "-m", "ziglang", "cc", "-target", "x86_64-linux-musl", *flags, "-o", program, *sources]
     subprocess.run(command, check=True)
     return program
