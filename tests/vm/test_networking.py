@@ -216,6 +216,13 @@ def test_a_thousand_connections_out_of_the_enclave_at_once(world: World) -> None
     assert world.enclave.ask(op="tunnels", where=where, count=CONNECTIONS) == {"right": CONNECTIONS}
 
 
+def test_connections_do_not_want_for_descriptors(world: World) -> None:
+    """The kernel gives the first process 4096; what runs beside the application has taken more, and so may it."""
+    program = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    said = world.enclave.ask(op="run", argv=["/usr/bin/python3", "-c", program], environment={})
+    assert said["out"] == "(16384, 16384)\n"
+
+
 @few_descriptors
 def test_a_thousand_connections_into_the_enclave_at_once(world: World) -> None:
     """Through `publish`: asked for in one moment, all open together, each gets its own bytes back; none is reset."""

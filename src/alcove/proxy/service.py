@@ -22,6 +22,7 @@ from alcove.proxy.relay import relay
 from alcove.proxy.rules import RefusedError
 
 MAX_CONNECTIONS: Final = 4096  # two descriptors and some 10 KiB each
+_DESCRIPTORS: Final = 4 * MAX_CONNECTIONS  # both ways in and out, at their limits
 TCP_SECONDS: Final = 10.0  # for a connection to one address
 _PAUSE: Final = 0.1  # seconds, after the process ran out of descriptors
 
@@ -166,10 +167,16 @@ async def stopped_by_signals() -> AsyncIterator[asyncio.Event]:
 
 
 def take_descriptors() -> None:
-    """Raise the limit of open files to what may be had: each connection takes two."""
+    """Raise the limit of open files to what may be had: each connection takes two.
+
+    In an enclave everything runs as root, and the kernel's first limit is 4096; elsewhere the hard limit mostly stays.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    wanted = most if most == resource.RLIM_INFINITY else max(most, _DESCRIPTORS)
+    for limit in (wanted, most):
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            return
 
 
 async def until(stop: asyncio.Event, services: Iterable[Awaitable[None]]) -> None:
