@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,12 +100,16 @@ def known_token(directory: Path, kms: Any, kms_key: str, key: ec.EllipticCurvePr
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def directory() -> Iterator[Path]:
+    """A place that nginx's workers, who are another user, pass to; each pytest that starts closes pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="alcove-acm-") as made:
+        Path(made).chmod(0o711)
+        yield Path(made)
+
+
+@pytest.fixture(scope="module")
+def served(directory: Path) -> Iterator[Served]:
     module = example()
-    directory = Path(tmp_path_factory.mktemp("acm"))
-    for part in (directory, *directory.parents):  # nginx's workers are another user, and pass through
-        if part.stat().st_uid == os.getuid() and part != Path("/"):
-            part.chmod(part.stat().st_mode | 0o011)
     stack = module.Stack(directory, module.free_port())
     known, port = ec.generate_private_key(ec.SECP256R1()), module.free_port()
     try:
