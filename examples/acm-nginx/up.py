@@ -315,6 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8443)
     parser.add_argument("--once", action="store_true")
     chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: everything ends with this
     with contextlib.ExitStack() as last:
         directory = chosen.dir or Path(last.enter_context(tempfile.TemporaryDirectory(prefix="acm-nginx-")))
         directory = directory.resolve()
@@ -329,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if chosen.once:
                 print(running.do("curl", "--silent", "--show-error", "--cacert", running.ca, running.url))
                 return 0
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            signal.pause()
         except (KeyboardInterrupt, TimeoutError) as error:
             print(f"up.py: error: {error}" if str(error) else "", file=sys.stderr)
             return 1
