@@ -33,6 +33,7 @@ class Machineless:
     def __init__(self, directory: Path, parts: Parts, policy: ImagePolicy) -> None:
         self._directory, self._parts, self._policy = directory, parts, policy
         self._running: dict[str, tuple[asyncio.AbstractEventLoop, threading.Thread, subprocess.Popen[bytes]]] = {}
+        self._thaw = threading.Event()
         self.starts = 0
         self.log: list[str] = []
 
@@ -61,10 +62,17 @@ class Machineless:
             if each not in self._running:
                 continue
             loop, thread, process = self._running.pop(each)
+            self._thaw.set()
             loop.call_soon_threadsafe(lambda loop=loop: [task.cancel() for task in asyncio.all_tasks(loop)])  # type: ignore[misc]
             thread.join()
             process.kill()
             process.wait()
+
+    def freeze(self) -> None:
+        """The enclave that runs does nothing any more, until it is ended; its sockets and its process stay."""
+        ((loop, _, _),) = self._running.values()
+        self._thaw.clear()
+        loop.call_soon_threadsafe(self._thaw.wait)
 
     async def _serve(self, place: Path, ready: threading.Event) -> None:
         loop = asyncio.get_running_loop()

@@ -9,7 +9,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from tests.unit.apps.acm_enclave import Machineless
 from tests.unit.apps.acm_kms import Parts, chain_pem, parts, pem
 from tests.unit.apps.test_acm_server import Wire
 
+from alcove.apps.acm import relay
 from alcove.apps.acm.agent import Agent, Place
-from alcove.apps.acm.cryptoki import Cka, Ckm, Cko
+from alcove.apps.acm.cryptoki import Cka, Ckm, Cko, Refused
 from alcove.apps.acm.provisioning import ImagePolicy
 from alcove.apps.acm.settings import parse
 from alcove.apps.acm.values import Attribute, Mechanism
@@ -180,21 +181,37 @@ def test_two_tokens_are_served(kms: Parts, tmp_path: Path) -> None:
 
 
 def test_a_dead_enclave_is_replaced_and_its_keys_restored(kms: Parts, tmp_path: Path) -> None:
-    """The same certificate and PIN serve on, with another enclave; in between a client's connection is closed."""
+    """The same certificate and PIN serve on, with another enclave; what an old client asks is refused."""
     with agent(kms, tmp_path, born(tmp_path)) as running:
         eventually(running.serves, str(running.log))
         eventually(running.sign)
         before, enclave = running.certificate(), running.status()["enclave"]["id"]
-        held = Wire(tmp_path / "run" / "p11.sock")
-        held.begin()
-        running.launcher.kill()
-        assert held.ended()
-        held.close()
+        with closing(Wire(tmp_path / "run" / "p11.sock")) as held:
+            held.begin()
+            running.launcher.kill()
+            with pytest.raises(Refused):
+                held("C_GetSlotList", 1, 99)
         eventually(lambda: running.launcher.starts == 2 and running.serves(), str(running.log))
         assert running.status()["enclave"]["id"] != enclave
         eventually(running.sign)
         assert running.certificate() == before
         assert running.launcher.starts == 2
+
+
+def test_an_enclave_that_does_not_answer_is_replaced(
+    kms: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lives and does nothing: the client that waits for it is refused, and the agent starts another."""
+    monkeypatch.setattr(relay, "ANSWER_SECONDS", 1.0)
+    with agent(kms, tmp_path, born(tmp_path)) as running:
+        eventually(running.sign)
+        with closing(Wire(tmp_path / "run" / "p11.sock")) as wire:
+            wire.begin()
+            running.launcher.freeze()
+            with pytest.raises(Refused):
+                wire("C_GetSlotList", 1, 99)
+        eventually(lambda: running.launcher.starts == 2 and running.sign(), "no other enclave serves")
+    assert "the enclave does not answer on port 10000: timed out: it is started again" in running.log
 
 
 def test_a_certificate_whose_time_goes_is_renewed(kms: Parts, tmp_path: Path) -> None:

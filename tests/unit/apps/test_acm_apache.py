@@ -15,7 +15,7 @@ import pytest
 from tests.unit.apps.acm_device import PIN, certificate, ec_key, rsa_key, serving, token, unix_address
 from tests.unit.apps.acm_kms import chain_pem
 
-from alcove.apps.acm import stanza, webserver
+from alcove.apps.acm import stanza, webserver, workers
 from alcove.apps.acm.keypair import KeyPair
 from alcove.apps.acm.mechanisms import Profile
 from alcove.apps.acm.settings import OptionSettings
@@ -76,7 +76,7 @@ class Apache:
         }
         command = [APACHE, "-f", self.directory / "httpd.conf", "-k", "start"]
         subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60)
-        eventually(lambda: webserver.running(self.directory / "httpd.pid") is not None)
+        eventually(lambda: workers.running(self.directory / "httpd.pid") is not None)
 
     def get(self, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> str:
         """The server's certificate, PEM, after a whole page."""
@@ -103,7 +103,7 @@ class Apache:
 
     def end(self) -> None:
         """And wait for it."""
-        pid = webserver.running(self.directory / "httpd.pid")
+        pid = workers.running(self.directory / "httpd.pid")
         if pid is not None:
             os.kill(pid, signal.SIGTERM)
         eventually(lambda: not (self.directory / "httpd.pid").exists())

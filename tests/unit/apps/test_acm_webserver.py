@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tests.unit.apps.acm_device import certificate, ec_key, rsa_key
 from tests.unit.apps.acm_kms import pem
 
-from alcove.apps.acm import webserver
+from alcove.apps.acm import webserver, workers
 from alcove.apps.acm.keypair import KeyPair
 from alcove.apps.acm.settings import OptionSettings
 from alcove.errors import MachineError
@@ -33,7 +34,7 @@ pytestmark = [
 ]
 
 
-def eventually(condition: Callable[[], bool]) -> None:
+def eventually(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
@@ -74,7 +75,7 @@ class Nginx:
     @property
     def pid(self) -> int | None:
         """The master's."""
-        return webserver.running(self.directory / "nginx.pid")
+        return workers.running(self.directory / "nginx.pid")
 
     @property
     def options(self) -> OptionSettings:
@@ -87,12 +88,12 @@ class Nginx:
         (self.directory / "key.pem").write_bytes(pem(key))
         (self.directory / "chain.pem").write_bytes(certificate(key).public_bytes(Encoding.PEM))
 
-    def get(self) -> bytes:
+    def get(self, seconds: float = PATIENCE) -> bytes:
         """The server's certificate, after a whole page over a new connection."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with (
-            socket.create_connection(("127.0.0.1", self.port), PATIENCE) as plain,
+            socket.create_connection(("127.0.0.1", self.port), seconds) as plain,
             context.wrap_socket(plain) as secure,
         ):
             secure.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -105,7 +106,7 @@ class Nginx:
     def end(self) -> None:
         """The master, and one that is still finishing."""
         for name in ("nginx.pid", "nginx.pid.oldbin"):
-            pid = webserver.running(self.directory / name)
+            pid = workers.running(self.directory / name)
             if pid is not None:
                 os.kill(pid, signal.SIGTERM)
         eventually(lambda: not (self.directory / "nginx.pid").exists())
@@ -157,3 +158,53 @@ def test_a_configuration_that_is_wrong_changes_nothing(nginx: Nginx, monkeypatch
         webserver.apply(nginx.options)
     assert nginx.get() == before
     eventually(lambda: nginx.pid == first)  # nginx puts its pid file back
+
+
+def test_an_nginx_that_does_not_finish_is_ended_by_the_next_change(
+    nginx: Nginx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that stays keeps the old master, and nginx takes no other change: it has its time, then it goes."""
+    monkeypatch.setattr(webserver, "UPGRADE_SECONDS", 3.0)
+    with socket.create_connection(("127.0.0.1", nginx.port), PATIENCE) as plain:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with context.wrap_socket(plain) as secure:
+            secure.sendall(b"GET / HTTP/1.1\r\n")  # and the rest of it never comes
+            first = nginx.pid
+            assert webserver.apply(nginx.options) == f"nginx went on as process {nginx.pid}"
+            assert workers.running(nginx.directory / "nginx.pid.oldbin") == first
+            nginx.put(rsa_key())
+            said = webserver.apply(nginx.options)
+            assert said.endswith(f"; process {first} still had connections from the change before, and was ended")
+    assert nginx.get()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has workers of another user")
+def test_workers_that_cannot_reach_the_token_are_told(tmp_path: Path) -> None:
+    """A directory on the way that is closed to their user, and a socket that is; otherwise nothing is said."""
+    place = Path(tempfile.mkdtemp(prefix="alcove-"))  # pytest's own directories are closed to others
+    master = subprocess.Popen(["sh", "-c", "sleep 600 & wait"], user=65534, group=65534, extra_groups=[])
+    (tmp_path / "pid").write_text(str(master.pid))
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(place / "p11.sock"))
+            place.chmod(0o711)
+            (place / "p11.sock").chmod(0o666)
+            eventually(lambda: workers.of(master.pid))
+            assert workers.shut_out(place / "p11.sock", tmp_path / "pid") is None
+            place.chmod(0o700)
+            said = workers.shut_out(place / "p11.sock", tmp_path / "pid")
+            assert said == (
+                f"the web server's workers (nobody) cannot reach {place}/p11.sock:"
+                " set socket_group, and let them pass to it"
+            )
+            place.chmod(0o711)
+            (place / "p11.sock").chmod(0o600)
+            assert workers.shut_out(place / "p11.sock", tmp_path / "pid")
+            assert workers.shut_out(place / "other.sock", tmp_path / "pid") is None
+            assert workers.shut_out(place / "p11.sock", tmp_path / "none") is None
+    finally:
+        for pid in workers.of(master.pid):
+            os.kill(pid, signal.SIGKILL)
+        master.wait()
+        shutil.rmtree(place)

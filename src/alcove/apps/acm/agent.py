@@ -19,9 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from alcove.apps.acm import parent, sources, stanza, webserver
+from alcove.apps.acm import parent, sources, stanza, webserver, workers
 from alcove.apps.acm.log import Log
-from alcove.apps.acm.parent import Launcher, NitroCli, Relay, RpcError, RunningEnclave
+from alcove.apps.acm.parent import Launcher, NitroCli, RpcError, RunningEnclave
+from alcove.apps.acm.relay import Relay
 from alcove.apps.acm.settings import Settings, TokenSettings
 from alcove.apps.acm.sources import LYING_READY, Birth, BornKeys, Material, write_atomically
 from alcove.errors import AlcoveError, MachineError, UsageError
@@ -29,6 +30,7 @@ from alcove.errors import AlcoveError, MachineError, UsageError
 FIRST_PAUSE: Final = 1.0  # before the enclave is started again; doubled each time
 LONGEST_PAUSE: Final = 30.0
 RETRY_SECONDS: Final = 10.0  # after trouble with a token or the web server
+ALIVE_SECONDS: Final = 20.0  # for an enclave that kept clients waiting to answer the agent; then it is ended
 POLL: Final = 0.1  # acm.md §2: between tries to reach a booting enclave
 SOCKET: Final = "p11.sock"
 STATUS: Final = "status.json"
@@ -90,6 +92,7 @@ class Agent:
         self._enclave: RunningEnclave | None = None
         self._starts = 0
         self._untold = False  # something changed that the web server has not taken up
+        self._shut_out: str | None = None
         self._since = time.time()
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -145,10 +148,24 @@ class Agent:
         while True:
             if self._untold:
                 await asyncio.to_thread(self._tell_server)
+            await asyncio.to_thread(self._look_at_workers)
             troubled = self._untold or any(held.trouble for held in self._held)
             pause = self._settings.options.sync_interval_secs
-            await asyncio.sleep(min(pause, RETRY_SECONDS) if troubled else pause)
-            self._untold |= await self._sync()
+            try:
+                await asyncio.wait_for(relay.stalled.wait(), min(pause, RETRY_SECONDS) if troubled else pause)
+            except TimeoutError:
+                self._untold |= await self._sync()
+            else:
+                await self._after_stall(relay)
+
+    async def _after_stall(self, relay: Relay) -> None:
+        """The enclave kept clients waiting: it lives, and they get new sessions, or it is ended and started again."""
+        relay.stalled.clear()
+        try:
+            await asyncio.to_thread(self._ask, "DescribeDevice", ALIVE_SECONDS)
+        except MachineError as error:
+            raise MachineError(f"{error.message}: it is started again") from None
+        self._untold = True
 
     async def _booted(self, enclave: RunningEnclave) -> None:
         deadline = time.monotonic() + self._settings.enclave.boot_timeout_ms / 1000
@@ -264,8 +281,8 @@ class Agent:
         members = {"region": kms.region, "access_key_id": access, "secret_access_key": secret, "session_token": session}
         return {"Kms": members | {"key_id": kms.key_id, "endpoint": kms.endpoint}}
 
-    def _ask(self, request: Any) -> Any:
-        return parent.ask(self._running().vsock, self._settings.enclave.rpc_port, request)
+    def _ask(self, request: Any, seconds: float = parent.REPLY_SECONDS) -> Any:
+        return parent.ask(self._running().vsock, self._settings.enclave.rpc_port, request, seconds)
 
     def _running(self) -> RunningEnclave:
         if self._enclave is None:
@@ -293,6 +310,13 @@ class Agent:
             self._untold = False
         except AlcoveError as error:
             self._log(error.message + (f" ({error.hint})" if error.hint else ""))
+
+    def _look_at_workers(self) -> None:
+        """Say when the web server's workers cannot reach the token: its master can, so nothing else tells."""
+        shut_out = workers.shut_out(self._run / SOCKET, self._settings.options.pid_file)
+        if shut_out and shut_out != self._shut_out:
+            self._log(shut_out)
+        self._shut_out = shut_out
 
     def _write_status(self) -> None:
         enclave = self._enclave

@@ -46,13 +46,21 @@ class Frame(NamedTuple):
 class FrameReader:
     """Collects the bytes of one side: the version byte first, then frames.
 
+    Args:
+        max_body: The longest body that is taken, in bytes.
+
     Attributes:
         version: What the other side offered; None until it has come.
     """
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
+    def __init__(self, max_body: int = MAX_BODY) -> None:
+        self._buffer, self._max_body = bytearray(), max_body
         self.version: int | None = None
+
+    @property
+    def amid(self) -> bool:
+        """Whether a frame has begun and not ended."""
+        return bool(self._buffer)
 
     def receive(self, data: bytes) -> list[Frame]:
         """Take what was read; returns the frames that are complete.
@@ -68,7 +76,7 @@ class FrameReader:
         frames = []
         while len(buffer) >= _HEADER.size:
             code, options, body = _HEADER.unpack_from(buffer)
-            if not code or options > MAX_OPTIONS or body > MAX_BODY:
+            if not code or options > MAX_OPTIONS or body > self._max_body:
                 raise ProtocolError(f"a frame with code {code}, {options} bytes of options and {body} of body")
             start = _HEADER.size + options
             if len(buffer) < start + body:

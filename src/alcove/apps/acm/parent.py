@@ -1,4 +1,4 @@
-"""The enclave as the parent sees it: started and ended by nitro-cli, provisioned over its vsock, reached by a relay."""
+"""The enclave as the parent sees it: started and ended by nitro-cli, provisioned over its vsock."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
-import socket
 import subprocess
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from alcove.apps.acm.log import Log
 from alcove.apps.acm.rpc import pack_request, reply_reader
 from alcove.apps.acm.settings import EnclaveSettings
 from alcove.errors import AlcoveError, MachineError
-from alcove.proxy.relay import relay
-from alcove.vsock.hybrid import connect, connect_async
-from alcove.vsock.unix_listener import listening
+from alcove.vsock.hybrid import connect
 
 ENCLAVE_NAME: Final = "alcove-acm"
 REPLY_SECONDS: Final = 180.0  # an RSA-4096 key under emulation, and KMS
@@ -41,8 +35,8 @@ class RpcError(AlcoveError):
         self.name = name
 
 
-def ask(vsock: Path, port: int, request: Any) -> Any:
-    """What is in the `Ok` of the reply to a request.
+def ask(vsock: Path, port: int, request: Any, seconds: float = REPLY_SECONDS) -> Any:
+    """What is in the `Ok` of the reply to a request, which must come within some seconds.
 
     Raises:
         RpcError: The reply is an `Err`.
@@ -51,7 +45,7 @@ def ask(vsock: Path, port: int, request: Any) -> Any:
     """
     try:
         with connect(vsock, port) as stream:
-            stream.settimeout(REPLY_SECONDS)
+            stream.settimeout(seconds)
             stream.sendall(pack_request({"Alcove": request}))
             message, reply = reply_reader(), ...
             while reply is ...:
@@ -138,59 +132,6 @@ def _nitro(*arguments: str) -> Any:
         raise MachineError(f"nitro-cli cannot be run: {error.strerror}") from None
     except ValueError:
         raise MachineError(f"nitro-cli {arguments[0]} did not print JSON") from None
-
-
-class Relay:
-    """A Unix socket that leads to the enclave's PKCS#11 port, for p11-kit clients, which know no hybrid vsock.
-
-    Args:
-        path: The socket's.
-        port: The enclave's.
-        group: Who may connect beside the owner; None for nobody.
-        log: Where trouble is told.
-    """
-
-    def __init__(self, path: Path, port: int, group: str | None, log: Log) -> None:
-        self._path, self._port, self._group, self._log = path, port, group, log
-        self._vsock: Path | None = None
-        self._streams: set[asyncio.Task[None]] = set()
-
-    def point(self, vsock: Path | None) -> None:
-        """Lead new connections to an enclave, or nowhere: then they are closed at once, and so are the old ones."""
-        self._vsock = vsock
-        if vsock is None:
-            for task in self._streams:
-                task.cancel()
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[None]:
-        """Listen as long as the context lasts."""
-        with listening(self._path) as listener:
-            if self._group is not None:
-                shutil.chown(self._path, group=self._group)
-                self._path.chmod(0o660)
-            accepting = asyncio.create_task(self._accept(listener))
-            try:
-                yield
-            finally:
-                for task in (accepting, *self._streams):
-                    task.cancel()
-                await asyncio.gather(accepting, *self._streams, return_exceptions=True)
-
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            client, _ = await loop.sock_accept(listener)
-            task = loop.create_task(self._pass_on(client))
-            self._streams.add(task)
-            task.add_done_callback(self._streams.discard)
-
-    async def _pass_on(self, client: socket.socket) -> None:
-        with client:
-            if self._vsock is None:
-                return
-            with contextlib.suppress(OSError, TimeoutError), await connect_async(self._vsock, self._port) as enclave:
-                await relay(client, enclave)
 
 
 def run_quietly(command: Sequence[str]) -> None:

@@ -2,8 +2,8 @@
 
 nginx keeps its session on the token, and what it read through it, as long as its master process lives. So a change
 takes a new master (SIGUSR2): it inherits the listening sockets and opens a session of its own; then the old one is
-asked to finish (SIGQUIT) and its workers serve what they have begun. When the new master does not come up, the old
-one goes on.
+asked to finish (SIGQUIT) and its workers serve what they have begun, until the next change at most. When the new
+master does not come up, the old one goes on.
 
 Apache keeps them likewise, through a graceful restart too: it would find another key than the certificate's and end. So
 it is restarted, by systemd or by the configured command, and open connections end.
@@ -17,8 +17,10 @@ import time
 from pathlib import Path
 from typing import Final
 
+from alcove.apps.acm import workers
 from alcove.apps.acm.parent import run_quietly
 from alcove.apps.acm.settings import OptionSettings
+from alcove.apps.acm.workers import running
 from alcove.errors import MachineError
 
 UPGRADE_SECONDS: Final = 30.0
@@ -43,27 +45,15 @@ def apply(options: OptionSettings) -> str:
     return f"nginx went on as process {_upgrade(pid, options.pid_file)}"
 
 
-def running(pid_file: Path) -> int | None:
-    """The process in a file, if it lives."""
-    try:
-        pid = int(pid_file.read_text())
-        os.kill(pid, 0)
-    except (OSError, ValueError):
-        return None
-    return pid
-
-
-def _upgrade(old: int, pid_file: Path) -> int:
-    """A new master beside the old one, then the old one's end; the new one's pid."""
+def _upgrade(old: int, pid_file: Path) -> str:
+    """A new master beside the old one, then the old one's end; the new one's pid, and what happened to one before."""
     aside = pid_file.with_name(f"{pid_file.name}.oldbin")
-    deadline = time.monotonic() + UPGRADE_SECONDS
-    while running(aside) is not None and time.monotonic() < deadline:
-        time.sleep(_PAUSE)  # the one before is still finishing, and nginx keeps two at most
+    said = _make_way(aside)
     os.kill(old, signal.SIGUSR2)
     deadline = time.monotonic() + UPGRADE_SECONDS
     while True:
         new = running(pid_file)
-        if new is not None and new != old and _has_workers(new):
+        if new is not None and new != old and workers.of(new):
             break
         if time.monotonic() > deadline:
             raise MachineError(
@@ -73,11 +63,27 @@ def _upgrade(old: int, pid_file: Path) -> int:
         time.sleep(_PAUSE)
     if running(aside) == old:
         os.kill(old, signal.SIGQUIT)
-    return new
+        workers.end_deaf(old)
+    return f"{new}{said}"
 
 
-def _has_workers(master: int) -> bool:
-    try:
-        return bool(Path(f"/proc/{master}/task/{master}/children").read_text().split())
-    except OSError:
-        return False
+def _make_way(aside: Path) -> str:
+    """Let the master before finish, for nginx keeps two at most; in the end it must."""
+    before = running(aside)
+    if before is None:
+        return ""
+    workers.end_deaf(before)
+    if _finishes(aside):
+        return ""
+    os.kill(before, signal.SIGTERM)
+    _finishes(aside)
+    return f"; process {before} still had connections from the change before, and was ended"
+
+
+def _finishes(aside: Path) -> bool:
+    deadline = time.monotonic() + UPGRADE_SECONDS
+    while running(aside) is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_PAUSE)
+    return True
