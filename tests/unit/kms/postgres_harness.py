@@ -88,6 +88,19 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(directory)
 
 
+def files_of(url: str) -> list[Path]:
+    """What is on disk of a database of the tests' own, and the server's log of writes."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+        found = connection.execute("SELECT oid, current_setting('data_directory') FROM pg_database "
+                                   "WHERE datname=current_database()").fetchone()  # fmt: skip
+        assert found is not None
+    data = Path(found[1])
+    return [
+        file for place in (data / "base" / str(found[0]), data / "pg_wal") for file in place.iterdir() if file.is_file()
+    ]
+
+
 def _unprivileged() -> dict[str, Any]:
     """PostgreSQL refuses to run as root."""
     return {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.kms.in_process import in_process
 
 from alcove.kms.blob import Header, canonical_context, material_id, seal, unseal
 
@@ -21,6 +24,17 @@ def test_a_blob_opens_with_its_material_and_context() -> None:
     blob = seal(b"secret", MATERIAL, HEADER, CONTEXT)
     assert Header.parse(blob) == HEADER
     assert unseal(blob, MATERIAL, CONTEXT) == b"secret"
+
+
+def test_no_two_blobs_are_alike(tmp_path: Path) -> None:
+    """The service draws each nonce anew: the same plaintext under one key, a thousand times, is never the same blob."""
+    with in_process(tmp_path) as kms:
+        key = kms.call("CreateKey")["KeyMetadata"]["KeyId"]
+        blobs = [
+            base64.b64decode(kms.call("Encrypt", KeyId=key, Plaintext="eA==")["CiphertextBlob"]) for _ in range(1000)
+        ]
+    assert len({Header.parse(blob).nonce for blob in blobs}) == 1000
+    assert len({blob[-17:] for blob in blobs}) == 1000  # one byte of ciphertext and its tag: another key each time
 
 
 def test_every_flipped_bit_is_refused() -> None:

@@ -21,12 +21,13 @@ from nacl.bindings import (
     crypto_sign_ed25519ph_update,
 )
 from tests.unit.kms.conftest import NewStore
+from tests.unit.kms.postgres_harness import files_of
 from tests.unit.kms.server_harness import ACCOUNT, RunningKms, config, refused, running
 
 from alcove.kms import prehashed
 from alcove.kms.material import private_key
 from alcove.kms.specs import MEMBERS, SPECS
-from alcove.kms.stores import open_store
+from alcove.kms.stores import is_postgres, open_store
 
 pytestmark = pytest.mark.slow
 
@@ -369,11 +370,12 @@ def test_no_private_key_is_in_the_files(kms: RunningKms, keys: Keys) -> None:
             secrets.append(inner_secret(private))
         forms += [form for secret in secrets for form in (secret, secret.hex().encode(), base64.b64encode(secret))]
     assert min(map(len, forms)) >= 28
-    directory = kms.config.audit.parent
-    for file in directory.rglob("*"):
-        if file.is_file() and file != kms.config.root_key:
-            data = file.read_bytes()
-            assert not any(form in data for form in forms), file.name
+    beside = [file for file in kms.config.audit.parent.rglob("*") if file.is_file() and file != kms.config.root_key]
+    database = files_of(kms.config.store) if is_postgres(kms.config.store) else []
+    searched = {file: file.read_bytes() for file in (*beside, *database)}
+    for key_id in keys.values():  # what is no secret is found, so these are the files
+        assert any(key_id.encode() in data for file, data in searched.items() if file != kms.config.audit)
+    assert [file for file, data in searched.items() if any(form in data for form in forms)] == []
 
 
 def inner_secret(private: Any) -> bytes:
