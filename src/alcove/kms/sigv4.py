@@ -77,7 +77,7 @@ def authenticate(
     known = find(scope.access_key_id)
     secret = known or Secret(_DUMMY_SECRET)
     text = string_to_sign(canonical_request(request, claim.signed, claim.query, payload), claim.stamp, scope)
-    mac = _signer(secret.secret, scope).copy()
+    mac = _signer(secret.secret, scope.date, scope.region, scope.service).copy()
     mac.update(text.encode())
     expected = mac.finalize().hex()
     equal = hmac.compare_digest(expected, claim.signature)
@@ -125,9 +125,12 @@ def signing_key(secret: str, scope: Scope) -> bytes:
 
 
 @functools.lru_cache(maxsize=1024)
-def _signer(secret: str, scope: Scope) -> HMAC:
-    """An HMAC under the derived key, to be copied; kept, so that a client's next request costs one HMAC, not five."""
-    return HMAC(signing_key(secret, scope), SHA256())
+def _signer(secret: str, date: str, region: str, service: str) -> HMAC:
+    """An HMAC under the derived key, to be copied; kept, so that a client's next request costs one HMAC, not five.
+
+    It does not depend on the access key id, of which strangers can make up as many and as long ones as they like.
+    """
+    return HMAC(signing_key(secret, Scope("", date, region, service)), SHA256())
 
 
 def _check_scope(scope: Scope, stamp: str, regions: Sequence[str], service: str) -> None:
@@ -169,7 +172,8 @@ def _moment(stamp: str) -> datetime:
 
 def _check_headers(request: SignedRequest, claim: Claim) -> None:
     present = tuple(request.names)
-    known = _wrong_headers if sum(map(len, present)) <= MAX_KEPT else _wrong_headers.__wrapped__
+    short = sum(map(len, present)) + sum(map(len, claim.signed)) <= MAX_KEPT  # strangers choose both
+    known = _wrong_headers if short else _wrong_headers.__wrapped__
     wrong = known(claim.signed, present, presigned=claim.expires is not None)
     if wrong:
         raise invalid(wrong)
