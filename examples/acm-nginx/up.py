@@ -32,7 +32,6 @@ ROOT = HERE.parents[1]
 NAME = "localhost"
 READY_SECONDS = 180.0
 END_SECONDS = 20.0
-MODULES = ("apps/__init__.py", "apps/acm/*.py", "codec/der.py", "codec/der_writer.py")
 ATTESTED = ("kms:Decrypt", "kms:GenerateDataKey")
 
 
@@ -140,10 +139,7 @@ class Stack:
         (context / "acm.json").write_text(json.dumps(policy, indent=2))
         shutil.copy(self.directory / "ca.pem", context)
         shutil.copy(HERE / "Dockerfile", context)
-        modules = [part for pattern in MODULES for part in ("--with", pattern)]
-        program = "import alcove.apps.acm.enclave"
-        make = ROOT / "examples" / "attested-decrypt" / "make-rootfs"
-        self.do(sys.executable, make, context / "rootfs.tar", *modules, "--try", program)
+        self.do("alcove", "rootfs", context / "rootfs.tar", "--with", "acm")
         built = self.do(
             "nitro-cli", "build-enclave", "--docker-dir", context, "--docker-uri", "acm-nginx:latest",
             "--output-file", self.directory / "acm.eif",

@@ -27,7 +27,7 @@ def add_commands(commands: Commands) -> None:
         action="append",
         default=[],
         choices=list(kits.KITS),
-        help="python has Alcove's SDK and alcove-enclave; again for more",
+        help="python has Alcove's SDK and alcove-enclave, acm the ACM application's token server; again for more",
     )
     parser.add_argument(
         "--package", dest="packages", action="append", default=[], metavar="NAME", help="one more of Debian's packages"

@@ -21,6 +21,7 @@ class Kit:
         drop: What goes again, as patterns below Python's directories of modules.
         programs: Whose shared libraries stay, as patterns below the root.
         commands: Programs of Alcove's, by name, with the module and function that they run.
+        modules: More of Alcove's modules, with what they import.
         imports: A line of Python that must run in the finished tree.
     """
 
@@ -29,6 +30,7 @@ class Kit:
     drop: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
     commands: tuple[tuple[str, str], ...] = ()
+    modules: tuple[str, ...] = ()
     imports: str = ""
 
 
@@ -63,6 +65,7 @@ KITS: Final = {
         ),
         imports="from alcove.cli.inside import enclave_parser; enclave_parser(); import alcove.cli.kmstool",
     ),
+    "acm": Kit(modules=("alcove.apps.acm.enclave",), imports="import alcove.apps.acm.enclave"),
     "boto3": Kit(
         packages=("python3-boto3",),
         drop=("boto3/examples", "boto3/data", "pygments"),

@@ -32,7 +32,7 @@ def make(target: Path, kits: Sequence[str], *, packages: Sequence[str] = (), mir
 
     Args:
         target: The file; replaced when it is there.
-        kits: Names of `KITS`; python comes with boto3 and node, whose KMS proxy is written in it.
+        kits: Names of `KITS`; python comes with acm, with boto3 and with node, whose KMS proxy is written in it.
         packages: More of Debian's packages, which are kept whole.
         mirror: Of Debian; its own when None.
 
@@ -43,7 +43,7 @@ def make(target: Path, kits: Sequence[str], *, packages: Sequence[str] = (), mir
     unknown = [name for name in kits if name not in KITS]
     if unknown:
         raise UsageError(f"there is no kit {unknown[0]}", hint=f"one of {', '.join(KITS)}")
-    names = dict.fromkeys([*(["python"] if {"boto3", "node"} & set(kits) else []), *kits])
+    names = dict.fromkeys([*(["python"] if {"acm", "boto3", "node"} & set(kits) else []), *kits])
     chosen = [BASE, *(KITS[name] for name in names)]
     with tempfile.TemporaryDirectory(prefix="rootfs-") as name:
         everything, root = Path(name) / "everything", Path(name) / "root"
@@ -161,7 +161,7 @@ def _python(root: Path, kits: Sequence[Kit]) -> None:
         program = root / "usr/bin" / name
         program.write_text(f"#!/usr/bin/python3 -I\nfrom {module} import {function}\n\n{function}()\n")
         program.chmod(0o755)
-    _install(root, [place.partition(":")[0] for place in commands.values()])
+    _install(root, [*(place.partition(":")[0] for place in commands.values()), *_flat(kit.modules for kit in kits)])
     for cache in list(root.rglob("__pycache__")):
         shutil.rmtree(cache)
     (loader,) = root.glob("usr/lib/*-linux-gnu/ld-linux*.so.*")

@@ -243,7 +243,7 @@ class _Story:
         )  # fmt: skip
 
     def _make_rootfs(self) -> None:
-        self._stage.run("attested-decrypt/make-rootfs", "attested-decrypt/rootfs.tar")
+        self._stage.run("alcove", "rootfs", "attested-decrypt/rootfs.tar", "--with", "python")
 
     def _start_kms(self) -> int:
         stage = self._stage
