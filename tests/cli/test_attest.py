@@ -13,26 +13,19 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from tests.cli.small_image import write_small_image
 from tests.unit.attestation.chains import ENCLAVE_ID, PCRS, World, make_world, new_key
 
 from alcove.attestation import NoDebugMode, verify
 from alcove.cli.attest_request import request
 from alcove.devices.nsm.module import NsmModule
 from alcove.errors import UsageError
-from alcove.image.builder import NewHeader, NewSection, write_eif
 from alcove.image.describe import describe_eif
-from alcove.image.format import SectionType
 
 pytestmark = pytest.mark.slow
 
 ALCOVE = Path(sys.executable).parent / "alcove"
 NONCE = "00112233445566778899"
-METADATA = {
-    "ImageName": "app", "ImageVersion": "1", "BuildMetadata": {
-        "BuildTime": "2026-01-01T00:00:00+00:00", "BuildTool": "t", "BuildToolVersion": "1",
-        "OperatingSystem": "Linux", "KernelVersion": "6",
-    }, "DockerInfo": {}, "CustomMetadata": None,
-}  # fmt: skip
 
 
 def run(*arguments: str, directory: Path, given: bytes = b"") -> tuple[int, str, str]:
@@ -180,17 +173,7 @@ def test_show_explains_and_does_not_vouch(place: Path, live: World) -> None:
 
 @pytest.fixture
 def eif(place: Path) -> Path:
-    """A small image."""
-    path = place / "app.eif"
-    sections = [
-        (SectionType.KERNEL, b"kernel"),
-        (SectionType.CMDLINE, b"cmdline"),
-        (SectionType.METADATA, json.dumps(METADATA).encode()),
-        (SectionType.RAMDISK, b"boot"),
-        (SectionType.RAMDISK, b"app"),
-    ]
-    write_eif(path, NewHeader(flags=0), [NewSection(kind, [data]) for kind, data in sections])
-    return path
+    return write_small_image(place / "app.eif")
 
 
 def test_what_is_measured_is_a_policy(place: Path, eif: Path, live: World) -> None:

@@ -7,13 +7,13 @@ import os
 import pty
 import select
 import subprocess
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.cli.state_machine import BIN, PASSPHRASE, StateMachine
 from tests.unit.pkcs11.softhsm import PIN, make_softhsm
 
 from alcove.attestation.attester import Attester
@@ -21,46 +21,19 @@ from alcove.attestation.authority import Authority
 
 pytestmark = pytest.mark.slow
 
-ALCOVE = Path(sys.executable).parent / "alcove"
-PASSPHRASE = "correct horse battery staple"
-LEAKY = ("ALCOVE_", "SOFTHSM2_", "NITRO_CLI_", "AWS_")
+ALCOVE = BIN / "alcove"
 
 
-class Machine:
-    """A state directory and the commands run in it."""
+class Machine(StateMachine):
+    """The authority of a machine."""
 
     def __init__(self, directory: Path, **environment: str) -> None:
-        self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(LEAKY)}
-        self.environment = kept | {"ALCOVE_STATE": str(directory / "state")} | environment
+        super().__init__(directory, "ca", **environment)
 
     @property
     def ca(self) -> Path:
         """The authority's directory."""
-        return self.directory / "state" / "ca"
-
-    def run(self, *arguments: object, given: str = "") -> subprocess.CompletedProcess[str]:
-        """Run `alcove ca`, without a terminal; there is never a traceback."""
-        done = subprocess.run(
-            [ALCOVE, "ca", *map(str, arguments)], cwd=self.directory, env=self.environment, input=given,
-            capture_output=True, text=True, check=False, start_new_session=True, timeout=120,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr
-        return done
-
-    def out(self, *arguments: object, given: str = "") -> str:
-        """Run what must succeed and return what it printed."""
-        done = self.run(*arguments, given=given)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def fails(self, *arguments: object, given: str = "") -> str:
-        """Run what must fail with one line, and a hint perhaps."""
-        done = self.run(*arguments, given=given)
-        assert done.returncode != 0
-        assert len(done.stderr.splitlines()) <= 2, done.stderr
-        return done.stderr
+        return self.place
 
     def shown(self) -> dict[str, object]:
         """What `ca show --json` says."""
@@ -183,7 +156,7 @@ def test_a_fleet_is_enrolled_by_three_commands(machine: Machine, tmp_path: Path)
     assert "web-1: regional" in machine.out("show")
     for given in ("", "rubbish", answer):
         assert "request" in machine.fails("issue-parent", "web-2", "--csr", "-", given=given)
-    assert "cannot read" in machine.fails("issue-parent", "web-2", "--csr", "absent")
+    assert "cannot read" in machine.fails("issue-parent", "web-2", "--csr", "absent", status=19)
     own = Machine(tmp_path / "own")
     own.out("init")
     answer = machine.out("issue-parent", "web-3", "--level", "instance", "--csr", "-", given=own.out("request"))

@@ -8,18 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.cli.small_image import write_small_image
 
 from alcove.cli.codes import ERROR_CODES
-from alcove.image.builder import NewHeader, NewSection, write_eif
-from alcove.image.format import SectionType
 
 BIN = Path(sys.executable).parent
-METADATA = {
-    "ImageName": "app", "ImageVersion": "1", "BuildMetadata": {
-        "BuildTime": "2026-01-01T00:00:00+00:00", "BuildTool": "t", "BuildToolVersion": "1",
-        "OperatingSystem": "Linux", "KernelVersion": "6",
-    }, "DockerInfo": {}, "CustomMetadata": None,
-}  # fmt: skip
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -43,17 +36,7 @@ def key_and_certificate(tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def eif(tmp_path: Path) -> Path:
-    """A small image; it measures and signs like any other."""
-    path = tmp_path / "app.eif"
-    sections = [
-        (SectionType.KERNEL, b"kernel"),
-        (SectionType.CMDLINE, b"cmdline"),
-        (SectionType.METADATA, json.dumps(METADATA).encode()),
-        (SectionType.RAMDISK, b"boot"),
-        (SectionType.RAMDISK, b"app"),
-    ]
-    write_eif(path, NewHeader(flags=0), [NewSection(kind, [data]) for kind, data in sections])
-    return path
+    return write_small_image(tmp_path / "app.eif")
 
 
 def test_a_signed_image_describes_itself(eif: Path, key_and_certificate: tuple[Path, Path]) -> None:

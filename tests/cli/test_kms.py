@@ -10,7 +10,6 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -22,55 +21,27 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from pkcs11 import Attribute, KeyType
+from tests.cli.state_machine import BIN, PASSPHRASE, StateMachine
 from tests.unit.image.archives import write
 from tests.unit.kms.authority_harness import GOOD, make_attester
 from tests.unit.pkcs11.softhsm import make_softhsm
 
 from alcove.attestation.authority import Authority
 
-BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.slow
-PASSPHRASE = "correct horse battery staple"
-LEAKY = ("ALCOVE_", "SOFTHSM2_", "NITRO_CLI_", "AWS_")
 ACCOUNT = "111122223333"
 
 
-class Machine:
-    """A state directory and the commands run in it."""
+class Machine(StateMachine):
+    """The KMS of a machine."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.prefix: tuple[str, ...] = ()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(LEAKY)}
-        self.environment = kept | {"ALCOVE_STATE": str(directory / "state")}
+        super().__init__(directory, "kms")
 
     @property
     def kms(self) -> Path:
         """Where the store is."""
-        return self.directory / "state" / "kms"
-
-    def run(self, *arguments: object, given: str = "") -> subprocess.CompletedProcess[str]:
-        """Run `alcove kms`, without a terminal; there is never a traceback."""
-        done = subprocess.run(
-            [*self.prefix, BIN / "alcove", "kms", *map(str, arguments)],
-            cwd=self.directory, env=self.environment, input=given, capture_output=True, text=True, check=False,
-            start_new_session=True, timeout=120,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr
-        return done
-
-    def out(self, *arguments: object, given: str = "") -> str:
-        """Run what must succeed and return what it printed."""
-        done = self.run(*arguments, given=given)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def fails(self, *arguments: object, status: int = 1) -> str:
-        """Run what must fail with one line, and a hint perhaps, and print nothing."""
-        done = self.run(*arguments)
-        assert (done.returncode, done.stdout) == (status, "")
-        assert len(done.stderr.splitlines()) <= 2, done.stderr
-        return done.stderr
+        return self.place
 
     def file(self, name: str, value: object) -> Path:
         """A JSON file."""

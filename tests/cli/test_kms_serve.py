@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.test_kms import BIN, Machine, client, refusal
+from tests.cli.state_machine import BIN
+from tests.cli.test_kms import Machine, client, refusal
 
 pytestmark = pytest.mark.slow
 

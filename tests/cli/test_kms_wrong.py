@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.cli.test_kms import BIN, Machine
+from tests.cli.state_machine import BIN
+from tests.cli.test_kms import Machine
 
 pytestmark = pytest.mark.slow
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.forked import in_child
 
 from alcove.cli import nitro
 from alcove.enclave import control, lifecycle, registry  # noqa: F401 - loaded before a test becomes another user
@@ -141,26 +142,20 @@ def inside(public: Any, enclave: Looked) -> dict[str, list[str]]:
 
 
 def as_nobody(action: Callable[[], object]) -> Any:
-    """What `action` returns, as JSON, or the name of the OSError that it raises, in a process of another user."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
+    """What `action` returns, as JSON, or the name of the error that it raises, in a process of another user."""
+
+    def become() -> None:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+
+    def outcome() -> object:
         try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-            answer = action()
+            return action()
         except (OSError, MachineError) as error:
-            answer = type(error).__name__
-        except BaseException as error:  # noqa: BLE001 - a forked pytest must not go on
-            answer = f"unexpected: {error!r}"
-        os.write(write, json.dumps(answer).encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    return json.loads(text)
+            return type(error).__name__
+
+    return in_child(outcome, become)
 
 
 def connect(path: Path) -> str:

@@ -8,12 +8,13 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.unit.apps.acm_device import PIN, certificate, ec_key, rsa_key, serving, token, unix_address
 from tests.unit.apps.acm_kms import chain_pem
+from tests.unit.apps.web_clients import eventually, page
 
 from alcove.apps.acm import stanza, webserver, workers
 from alcove.apps.acm.keypair import KeyPair
@@ -24,20 +25,12 @@ from alcove.apps.acm.token import Slots
 APACHE = Path("/usr/sbin/apache2")
 MODULES = Path("/usr/lib/apache2/modules")
 CLIENT = next(Path("/usr/lib").glob("*/pkcs11/p11-kit-client.so"), None)
-PATIENCE = 60.0
 URI = "pkcs11:model=p11ne-token;manufacturer=Amazon;serial=EVT00;token=web;id=%01;object=key1;type=private"
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not APACHE.exists() or CLIENT is None, reason="`scripts/setup --tests` has not been run"),
 ]
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 class Apache:
@@ -80,19 +73,7 @@ class Apache:
 
     def get(self, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> str:
         """The server's certificate, PEM, after a whole page."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        context.maximum_version = version
-        with (
-            socket.create_connection(("127.0.0.1", self.port), PATIENCE) as plain,
-            context.wrap_socket(plain) as secure,
-        ):
-            secure.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            text = b""
-            while chunk := secure.recv(4096):
-                text += chunk
-            assert text.endswith(b"hello")
-            return ssl.DER_cert_to_PEM_cert(secure.getpeercert(binary_form=True) or b"")
+        return ssl.DER_cert_to_PEM_cert(page(self.port, version))
 
     def serves(self, expected: str) -> bool:
         """Whether it sends this certificate now."""

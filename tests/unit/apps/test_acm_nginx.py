@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from tests.unit.apps.acm_kms import Parts, parts
-from tests.unit.apps.test_acm_agent import agent, born, eventually
+from tests.unit.apps.test_acm_agent import agent, born
 from tests.unit.apps.test_acm_webserver import NGINX, Nginx
+from tests.unit.apps.web_clients import clients_without_a_pause, eventually
 
 CLIENT = next(Path("/usr/lib").glob("*/pkcs11/p11-kit-client.so"), None)
 
@@ -50,28 +50,12 @@ def test_a_renewal_and_a_death_of_the_enclave(kms: Parts, tmp_path: Path) -> Non
 
 def renewed_under_load(nginx: Nginx, kept: Path) -> None:
     """Without the kept key another is born at the next round; meanwhile clients come without a pause."""
-    first, stop, failures, seen = nginx.get(), threading.Event(), list[str](), list[bytes]()
-
-    def load() -> None:
-        while not stop.is_set():
-            try:
-                seen.append(nginx.get())
-            except (OSError, AssertionError) as error:
-                failures.append(repr(error))
-
-    threads = [threading.Thread(target=load) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
+    first = nginx.get()
+    with clients_without_a_pause(nginx.get) as seen:
         kept.unlink()
         eventually(lambda: bool(seen) and seen[-1] != first)
         before = len(seen)
         eventually(lambda: len(seen) > before + 5)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert failures == []
 
 
 def serves(nginx: Nginx) -> bool:

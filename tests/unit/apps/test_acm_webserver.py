@@ -9,15 +9,14 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from tests.unit.apps.acm_device import certificate, ec_key, rsa_key
 from tests.unit.apps.acm_kms import pem
+from tests.unit.apps.web_clients import PATIENCE, clients_without_a_pause, eventually, page
 
 from alcove.apps.acm import webserver, workers
 from alcove.apps.acm.keypair import KeyPair
@@ -26,19 +25,11 @@ from alcove.errors import MachineError
 
 PEERS = Path(__file__).parents[3] / ".peers" / "usr" / "sbin" / "nginx"
 NGINX = shutil.which("nginx", path="/usr/sbin") or (str(PEERS) if PEERS.exists() else None)
-PATIENCE = 60.0
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(NGINX is None, reason="`scripts/setup --tests` has not been run"),
 ]
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 class Nginx:
@@ -90,18 +81,7 @@ class Nginx:
 
     def get(self, seconds: float = PATIENCE) -> bytes:
         """The server's certificate, after a whole page over a new connection."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        with (
-            socket.create_connection(("127.0.0.1", self.port), seconds) as plain,
-            context.wrap_socket(plain) as secure,
-        ):
-            secure.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            text = b""
-            while chunk := secure.recv(4096):
-                text += chunk
-            assert text.endswith(b"hello")
-            return secure.getpeercert(binary_form=True) or b""
+        return page(self.port, seconds=seconds)
 
     def end(self) -> None:
         """The master, and one that is still finishing."""
@@ -121,30 +101,14 @@ def nginx(tmp_path: Path) -> Iterator[Nginx]:
 
 def test_changes_under_load_lose_no_connection(nginx: Nginx) -> None:
     """Twice another key while clients come without a pause: each gets a whole page, and the last certificate serves."""
-    first, stop, failures, seen = nginx.pid, threading.Event(), list[str](), list[bytes]()
-
-    def load() -> None:
-        while not stop.is_set():
-            try:
-                seen.append(nginx.get())
-            except (OSError, AssertionError) as error:
-                failures.append(repr(error))
-
-    threads = [threading.Thread(target=load) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
+    first = nginx.pid
+    with clients_without_a_pause(nginx.get) as seen:
         eventually(lambda: len(seen) > 5)
         for key in (rsa_key(), ec_key()):
             nginx.put(key)
             assert webserver.apply(nginx.options) == f"nginx went on as process {nginx.pid}"
             before = len(seen)
             eventually(lambda before=before: len(seen) > before + 5)  # type: ignore[misc]
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert failures == []
     assert len(set(seen)) == 3
     assert nginx.pid != first
 

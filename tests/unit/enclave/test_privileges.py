@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.forked import in_child
 
 from alcove.enclave.landlock import confine, version
 from alcove.enclave.privileges import Capability, confine_files, drop_capabilities
 
 needs_landlock = pytest.mark.skipif(version() == 0, reason="this kernel has no Landlock")
-
-
-def in_child(action: Callable[[], object]) -> Any:
-    """What `action` returns in a process of its own."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            answer = action()
-        except BaseException as error:  # noqa: BLE001 - a forked pytest must not go on
-            answer = repr(error)
-        os.write(write, json.dumps(answer).encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    return json.loads(text)
 
 
 def outcome(action: Callable[[], object]) -> str:

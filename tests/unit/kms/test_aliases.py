@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.unit.kms.conftest import NewStore
-from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, config, refused, running
+from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, refused
 
 ARN = f"arn:aws:kms:us-east-1:{ACCOUNT}:"
-
-
-@pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
-    directory = tmp_path_factory.mktemp("kms")
-    with running(config(directory, store=new_store(directory))) as service:
-        yield service
-
-
-@pytest.fixture
-def key(kms: RunningKms) -> str:
-    return str(kms.admin.create_key()["KeyMetadata"]["KeyId"])
 
 
 def names(kms: RunningKms, key: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ import pytest
 from botocore.exceptions import ClientError
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.unit.kms.authority_harness import GOOD, Enclave, make_attester, make_authority, spki
-from tests.unit.kms.conftest import NewStore
-from tests.unit.kms.server_harness import ROOT_ARN, RunningKms, config, running
+from tests.unit.kms.server_harness import ROOT_ARN, RunningKms
 
 from alcove.attestation.attester import Attester
-from alcove.attestation.authority import Authority
 
 OTHER = GOOD | {0: b"\x0b" * 48}
 DEBUG = GOOD | {0: bytes(48), 1: bytes(48), 2: bytes(48)}
@@ -25,20 +22,8 @@ SECRET = b"released to the right code alone"
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("ca"))
-
-
-@pytest.fixture(scope="module")
-def attester(authority: Authority) -> Attester:
-    return make_attester(authority)
-
-
-@pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore, authority: Authority) -> Iterator[RunningKms]:
-    directory = tmp_path_factory.mktemp("kms")
-    with running(config(directory, [authority.root], store=new_store(directory))) as service:
-        yield service
+def kms(trusting_kms: RunningKms) -> RunningKms:
+    return trusting_kms
 
 
 def make_key(kms: RunningKms, *conditional: dict[str, Any]) -> str:

@@ -5,27 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.unit.kms.conftest import NewStore
-from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, config, refused, running
+from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, refused
 
 ARN = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/"
 ROOT = {"Effect": "Allow", "Principal": {"AWS": ROOT_ARN}, "Action": "kms:*", "Resource": "*"}
-
-
-@pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
-    directory = tmp_path_factory.mktemp("kms")
-    with running(config(directory, store=new_store(directory))) as service:
-        yield service
-
-
-@pytest.fixture
-def key(kms: RunningKms) -> str:
-    return str(kms.admin.create_key()["KeyMetadata"]["KeyId"])
 
 
 def grant(kms: RunningKms, key: str, *operations: str, **options: Any) -> dict[str, Any]:

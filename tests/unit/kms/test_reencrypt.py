@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.kms.authority_harness import GOOD, Enclave, make_attester, make_authority
-from tests.unit.kms.conftest import NewStore
-from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, config, refused, running
+from tests.unit.kms.authority_harness import GOOD, Enclave
+from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, refused
 
 from alcove.attestation.attester import Attester
-from alcove.attestation.authority import Authority
 
 ARN = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/"
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def attester(authority: Authority) -> Attester:
-    return make_attester(authority)
-
-
-@pytest.fixture(scope="module")
-def kms(authority: Authority, tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
-    directory: Path = tmp_path_factory.mktemp("kms")
-    with running(config(directory, [authority.root], store=new_store(directory))) as service:
-        yield service
-
-
-@pytest.fixture
-def key(kms: RunningKms) -> str:
-    return str(kms.admin.create_key()["KeyMetadata"]["KeyId"])
+def kms(trusting_kms: RunningKms) -> RunningKms:
+    return trusting_kms
 
 
 @pytest.fixture

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.server_harness import ACCOUNT, RunningKms, config, refused, running
 
 ARN = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/"
@@ -32,18 +30,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     monkeypatch.setattr("botocore.auth.get_current_datetime", today)
     return clock
-
-
-@pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
-    directory = tmp_path_factory.mktemp("kms")
-    with running(config(directory, store=new_store(directory))) as service:
-        yield service
-
-
-@pytest.fixture
-def key(kms: RunningKms) -> str:
-    return str(kms.admin.create_key()["KeyMetadata"]["KeyId"])
 
 
 def rotations(client: Any, key: str, **options: Any) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,7 +25,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, client, config, refused, running
 
 from alcove.errors import AlcoveError, MachineError, UsageError
@@ -36,18 +34,6 @@ from alcove.kms.stores import open_store
 from alcove.kms.users import add_user, list_users, remove_user
 
 ADMIN_ACTIONS = ["kms:PutKeyPolicy", "kms:GetKeyPolicy", "kms:DescribeKey", "kms:Encrypt"]
-
-
-@pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
-    directory = tmp_path_factory.mktemp("kms")
-    with running(config(directory, store=new_store(directory))) as service:
-        yield service
-
-
-@pytest.fixture
-def key(kms: RunningKms) -> str:
-    return str(kms.admin.create_key()["KeyMetadata"]["KeyId"])
 
 
 def test_a_secret_goes_through(kms: RunningKms, key: str) -> None:
