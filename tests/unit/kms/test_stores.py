@@ -19,6 +19,7 @@ from tests.unit.kms.server_harness import ROOT_ARN, client, config, refused, run
 from alcove.errors import MachineError, UsageError
 from alcove.kms.keys import Key, Material
 from alcove.kms.postgres_store import BOUND, PostgresStore
+from alcove.kms.rootplace import RootPlace
 from alcove.kms.stores import Store, open_store
 from alcove.kms.users import add_user, list_users, remove_user, rotate_user
 
@@ -169,6 +170,10 @@ def test_its_root_key_is_asked_for(tmp_path: Path, new_store: NewStore) -> None:
             open_store(url, tmp_path / "root.key", exclusive=True)
         with pytest.raises(UsageError, match="missing"):
             open_store(url, tmp_path / "another.key")
+        assert not (tmp_path / "another.key").exists()  # none is made beside data
+        RootPlace.of(tmp_path / "wrong.key").create()
+        with pytest.raises(UsageError, match="not the root key of this store"):
+            open_store(url, tmp_path / "wrong.key")
     with pytest.raises(UsageError, match="belongs to account"):
         open_store(url, tmp_path / "root.key", account="999999999999")
     with contextlib.closing(open_store(url, tmp_path / "root.key", exclusive=True)), pytest.raises(UsageError):
