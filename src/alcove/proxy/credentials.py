@@ -63,7 +63,8 @@ async def serve(config: ProviderConfig, stop: asyncio.Event, ready: Callable[[],
             await provider.handle(stream, listener.peer(name)[0])
 
         ready()
-        await until(stop, [accept(listener.socket, handle, provider.counters, limit=MAX_CONNECTIONS)])
+        accepting = accept(listener.socket, handle, provider.counters, limit=MAX_CONNECTIONS, owner=listener.owner)
+        await until(stop, [accepting])
 
 
 class Provider:

@@ -75,7 +75,9 @@ async def serve(
             counters = relay.counters
             async with metrics_on(config.metrics, lambda: [counters]):
                 ready()
-                accepting = accept(listener.socket, handle, counters, limit=config.max_connections)
+                accepting = accept(
+                    listener.socket, handle, counters, limit=config.max_connections, owner=listener.owner
+                )
                 await until(stop, [accepting, relay.reload_on(again)])
     finally:
         relay.close()

@@ -12,7 +12,7 @@ import logging
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from alcove.errors import AlcoveError
 from alcove.proxy.metrics import Counters
 from alcove.proxy.relay import relay
 from alcove.proxy.rules import RefusedError
+from alcove.proxy.shares import Shares
 
 MAX_CONNECTIONS: Final = 4096  # two descriptors and some 10 KiB each
 _DESCRIPTORS: Final = 4 * MAX_CONNECTIONS  # both ways in and out, at their limits
@@ -32,9 +33,16 @@ Dial = Callable[[socket.socket, Any], Awaitable[socket.socket]]
 _log = logging.getLogger("alcove.proxy")
 
 
-async def accept(listener: socket.socket, handle: Handler, counters: Counters, *, limit: int = MAX_CONNECTIONS) -> None:
+async def accept(
+    listener: socket.socket,
+    handle: Handler,
+    counters: Counters,
+    *,
+    limit: int = MAX_CONNECTIONS,
+    owner: Callable[[Any], Hashable] | None = None,
+) -> None:
     """As :class:`Acceptor`, until cancelled."""
-    await Acceptor(listener, handle, counters, limit=limit).run()
+    await Acceptor(listener, handle, counters, limit=limit, owner=owner).run()
 
 
 class Acceptor:
@@ -46,15 +54,25 @@ class Acceptor:
             raises is logged and counted.
         counters: What is counted.
         limit: How many at a time; those beyond wait in the backlog.
+        owner: Whose a connection is, from its peer's address. With it no owner keeps others out (:class:`Shares`): who
+            has his share already is hung up on.
     """
 
     def __init__(
-        self, listener: socket.socket, handle: Handler, counters: Counters, *, limit: int = MAX_CONNECTIONS
+        self,
+        listener: socket.socket,
+        handle: Handler,
+        counters: Counters,
+        *,
+        limit: int = MAX_CONNECTIONS,
+        owner: Callable[[Any], Hashable] | None = None,
     ) -> None:
         self._listener = listener
         self._handle = handle
         self._counters = counters
         self._free = asyncio.Semaphore(limit)
+        self._owner = owner
+        self._shares = Shares(limit)
         self._stopped = False
         self._accepting: asyncio.Task[None] | None = None
 
@@ -89,7 +107,7 @@ class Acceptor:
         counters.accepted += 1
         counters.open += 1
         try:
-            with stream:
+            with stream, self._place(peer):
                 await self._handle(stream, peer)
         except RefusedError as error:
             counters.refused += 1
@@ -103,6 +121,19 @@ class Acceptor:
         finally:
             counters.open -= 1
             self._free.release()
+
+    @contextlib.contextmanager
+    def _place(self, peer: Any) -> Iterator[None]:
+        if self._owner is None:
+            yield
+            return
+        owner = self._owner(peer)
+        if not self._shares.take(owner):
+            raise RefusedError(f"{owner} has as many connections as are left for all others")
+        try:
+            yield
+        finally:
+            self._shares.give(owner)
 
 
 def forwarder(dial: Dial, counters: Counters) -> Handler:

@@ -135,6 +135,10 @@ class Listener:
             return name[0], name[1]
         return parse_peer_name(name) or (PARENT_CID, 0)
 
+    def owner(self, name: object) -> str:
+        """Whose a connection is, from what the socket's own `accept` said."""
+        return f"CID {self.peer(name)[0]}"
+
     def getsockname(self) -> Address:
         """The parent's CID, as enclaves see it, and the port."""
         return self._address

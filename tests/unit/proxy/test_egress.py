@@ -17,11 +17,13 @@ import pytest
 from tests.unit.proxy.peers import ask_tcp, ask_unix, echo, echo_at_end, free_port, serving, story, tcp_server
 from tests.unit.proxy.test_dns import query
 
+from alcove.devices.vsock.handshake import peer_name
 from alcove.errors import MachineError
 from alcove.proxy import dns, egress, egress_relay, exchange, gateways
 from alcove.proxy.egress import Egress, EgressConfig
 from alcove.proxy.egress_relay import RelayConfig
 from alcove.proxy.rules import RefusedError, Rules, parse
+from alcove.types import Cid, Port
 
 PINNED = dict.fromkeys(("good.test", "inner.test", "outer.test", "denied.test"), "127.0.0.1")
 
@@ -278,6 +280,48 @@ def test_hostile_programs_and_enclaves_do_no_harm(run_directory: Path, monkeypat
             assert all(end.startswith(b"HTTP/1.1 400 ") and b"did not come in time" in end for end in ends)
             for _, writer in slow:
                 writer.close()
+
+    story(tell)
+
+
+def test_an_enclave_that_takes_all_it_can_keeps_no_other_out(run_directory: Path) -> None:
+    """Each enclave may have as many connections as are left: there is a place for the next one."""
+
+    async def flood(path: Path, cid: int, count: int) -> list[socket.socket]:
+        loop, streams = asyncio.get_running_loop(), []
+        for _ in range(count):
+            stream = socket.socket(socket.AF_UNIX)
+            stream.bind(peer_name(Cid(cid), Port(1), os.urandom(8).hex()))
+            stream.setblocking(False)
+            await loop.sock_connect(stream, str(path))
+            streams.append(stream)
+        return streams
+
+    async def held(streams: list[socket.socket], wanted: int) -> int:
+        """How many are not hung up on, once all but so many are."""
+        loop = asyncio.get_running_loop()
+        ends = [asyncio.create_task(loop.sock_recv(stream, 1)) for stream in streams]
+        waiting = asyncio.as_completed(ends)
+        for _ in range(len(streams) - wanted):
+            assert await next(waiting) == b""
+        open_still = sum(not end.done() for end in ends)
+        for end in ends:
+            end.cancel()
+        return open_still
+
+    async def tell() -> None:
+        stop, ready = asyncio.Event(), asyncio.Event()
+        config = RelayConfig(rules=lambda: parse("", "the parent's list"), max_connections=16)
+        serving = asyncio.create_task(egress_relay.serve(config, stop, ready.set))
+        await ready.wait()
+        path, streams = run_directory / "vsock" / "3128.sock", []
+        for cid, most in ((16, 8), (17, 4), (18, 2)):
+            streams += (taken := await flood(path, cid, 40))
+            assert await held(taken, most) == most
+        for stream in streams:
+            stream.close()
+        stop.set()
+        await serving
 
     story(tell)
 
