@@ -59,7 +59,7 @@ def test_whether_the_log_is_shown_is_measured(images: dict[str, tuple[Path, dict
 
 
 def test_the_log_of_an_enclave_that_shows_it(cli: Any, images: dict[str, tuple[Path, dict[str, str]]]) -> None:
-    """What was kept, both streams, what comes, and the last words; the console stays closed."""
+    """What was kept, both streams, what comes, and the last words, afterwards too; the console stays closed."""
     started = cli.run_enclave(images["labelled"][0], "--enclave-name", "shown")
     deadline = time.monotonic() + SECONDS
     while (tail := cli("alcove", "logs", "shown")).returncode and time.monotonic() < deadline:
@@ -75,6 +75,12 @@ def test_the_log_of_an_enclave_that_shows_it(cli: Any, images: dict[str, tuple[P
     followed = cli("alcove", "logs", "--follow", "shown")
     assert followed.returncode == 0, followed.stderr
     assert followed.stdout.endswith("late line 29\nlast words\n")
+    deadline = time.monotonic() + SECONDS
+    while cli.json("alcove", "describe-enclaves") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    afterwards = cli("alcove", "logs", "shown")
+    assert afterwards.stdout.endswith("late line 29\nlast words\n")
+    assert "the application ended with status 3" in afterwards.stderr
 
 
 def test_an_enclave_that_does_not_ask_for_it_shows_nothing(

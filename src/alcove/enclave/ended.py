@@ -1,4 +1,4 @@
-"""Enclaves that have ended: how, with which status, and what their console said in debug mode.
+"""Enclaves that have ended: how, with which status, and what their console said in debug mode, or their log said last.
 
 The supervisor writes one file when it ends; for a supervisor that was killed, whoever finds its directory writes it.
 The newest are kept. They tell a person what happened and decide nothing.
@@ -155,7 +155,7 @@ def _entry(note: dict[str, Any]) -> dict[str, Any]:
 
 
 def console_of(paths: Paths, enclave_id: str) -> bytes | None:
-    """The last of an ended debug enclave's console; None when there is none, or it is somebody else's."""
+    """The last of an ended enclave's console, or of a log that is shown; None without, or when it is another's."""
     try:
         return _console_path(paths, enclave_id).read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""What an enclave's machine is connected to: the NSM, vsock, and the two ports of the parent that are its own."""
+"""What an enclave's machine is connected to: the NSM, vsock, and the three ports of the parent that are its own."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from alcove.devices.vsock.backend import Counters, VsockBackend
 from alcove.enclave.clock import TIME_PORT, TimeService
 from alcove.enclave.identity import ParentSource
 from alcove.enclave.init_channel import InitChannel
+from alcove.enclave.last_words import LAST_WORDS_PORT, LastWords
 from alcove.enclave.paths import EnclavePaths, Paths
 from alcove.types import HEARTBEAT_PORT, Cid, Port
 
@@ -37,6 +38,7 @@ class Peripherals:
 
     Attributes:
         init: What the guest's init says.
+        last_words: What the application printed last, when its image shows that.
 
     Raises:
         MachineError: E11 when a socket cannot be made.
@@ -78,6 +80,8 @@ class Peripherals:
             cleanups.callback(self._vsock.close)
             self.init = InitChannel(loop, listener(files.guest_port(HEARTBEAT_PORT)))
             cleanups.callback(self.init.close)
+            self.last_words = LastWords(loop, listener(files.guest_port(LAST_WORDS_PORT)))
+            cleanups.callback(self.last_words.close)
             clock = TimeService(loop, listener(files.guest_port(TIME_PORT)))
             cleanups.callback(clock.close)
             self._cleanups = cleanups.pop_all()

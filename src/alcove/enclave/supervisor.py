@@ -92,7 +92,7 @@ class Supervisor:
             self._machine.stop()
         if self._console is not None:
             await self._console.finish(_CONSOLE_SECONDS)
-        console = self._console.tail() if self._console is not None else None
+        console = self._console.tail() if self._console is not None else self._devices.last_words.text
         ended.save(self._paths, self._record, end, self._started, console)
 
     def terminate(self) -> None:

@@ -12,6 +12,7 @@
 
 #define PARENT_CID 3 /* the parent instance, in Nitro's terms */
 #define TIME_PORT 9037 /* enclave/clock.py */
+#define LAST_WORDS_PORT 9038 /* enclave/last_words.py */
 
 /* What /oci asks for. */
 struct oci {

@@ -4,10 +4,22 @@
  */
 #include "log.c"
 
+#include <sys/un.h>
+
 void die(const char *what)
 {
     perror(what);
     _exit(1);
+}
+
+/* What is handed over goes to a socket of that name, if there is one. */
+int connect_parent(unsigned int port, const struct timeval *patience)
+{
+    struct sockaddr_un there = {.sun_family = AF_UNIX, .sun_path = "last-words"};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    (void)port;
+    (void)patience;
+    return connect(fd, (struct sockaddr *)&there, sizeof(there)) == 0 ? fd : -1;
 }
 
 char **read_lines(const char *path)

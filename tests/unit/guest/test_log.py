@@ -43,7 +43,9 @@ class Log:
         with self.console.open("wb") as console:
             descriptors = (listener.fileno(), end)
             command = [program, *map(str, descriptors)]
-            self.process = subprocess.Popen(command, stdin=output, stdout=console, pass_fds=descriptors)
+            self.process = subprocess.Popen(
+                command, stdin=output, stdout=console, pass_fds=descriptors, cwd=path.parent
+            )
         os.close(output)
         os.close(end)
         stack.callback(self.process.wait, SECONDS)
@@ -109,6 +111,20 @@ def test_the_last_is_kept_and_a_slow_reader_is_told_what_it_missed(log: Log) -> 
     assert heard.endswith(b"line  199999 of the application\n")
     assert len(heard) < len(lines)
     assert tail in lines
+
+
+def test_what_was_said_last_is_handed_to_the_parent(log: Log) -> None:
+    """At the end, in order, as much as is kept."""
+    place = str(log.console.with_name("last-words"))
+    lines = b"".join(b"line %7d of the application\n" % number for number in range(20_000))
+    with socket.create_server(place, family=socket.AF_UNIX) as parent:
+        parent.settimeout(SECONDS)
+        log.write(lines)
+        log.end()
+        stream, _ = parent.accept()
+        with stream:
+            assert everything(stream) == lines[-KEPT:]
+    assert log.process.wait(SECONDS) == 0
 
 
 def test_an_empty_log_is_empty(log: Log) -> None:
