@@ -6,6 +6,7 @@ import configparser
 import json
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def test_the_first_start_makes_an_administrator(machine: Machine) -> None:
         admin = credentials(machine)
         assert client(url, admin).create_key()["KeyMetadata"]["Enabled"]
         assert "kms.credentials" in machine.process.stderr.readline()  # type: ignore[union-attr]
+        said = machine.environment | {
+            "AWS_ENDPOINT_URL_KMS": url, "AWS_SHARED_CREDENTIALS_FILE": str(machine.kms / "kms.credentials")
+        }  # fmt: skip
+        program = "import boto3; print(len(boto3.client('kms').list_keys()['Keys']))"
+        done = subprocess.run([sys.executable, "-c", program], env=said, capture_output=True, text=True, check=True)
+        assert done.stdout == "1\n"  # with nothing else exported
     machine.out("user", "remove", "admin")
     (machine.kms / "kms.credentials").unlink()  # there is a key, so whoever took all users away meant it
     with machine.serving() as url:

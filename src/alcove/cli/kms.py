@@ -27,7 +27,7 @@ def add_commands(commands: Commands) -> None:
         "serve",
         serve,
         "serve the KMS API, and STS beside it, over HTTP or HTTPS",
-        "alcove kms serve & export AWS_ENDPOINT_URL_KMS=http://127.0.0.1:4599; aws kms list-keys",
+        "alcove kms serve   # the first start says what to export; then, for one: aws kms list-keys",
     )
     parser.add_argument("--listen", default="127.0.0.1:4599", metavar="HOST:PORT", help="127.0.0.1:4599 when not given")
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM, with its chain; https from then on")
@@ -96,7 +96,7 @@ def serve(arguments: argparse.Namespace) -> None:
         if arguments.tls_cert is None and not _is_loopback(host):
             output.warn("plaintexts cross the network in clear: give --tls-cert and --tls-key, or listen on 127.0.0.1")
         if made:
-            output.say(f"made an administrator: export AWS_SHARED_CREDENTIALS_FILE={made}")
+            output.say(f"made an administrator: export AWS_ENDPOINT_URL_KMS={url} AWS_SHARED_CREDENTIALS_FILE={made}")
 
     serve_kms(config, ready=ready)
 
@@ -134,6 +134,6 @@ def _administrator(arguments: argparse.Namespace, store: Path, place: RootPlace,
             user = add_user(new, "admin", admin=True)
         except UsageError:  # another server of the same store was faster
             return None
-    secret = f"aws_secret_access_key = {user.secret_access_key}"
+    secret = f"aws_secret_access_key = {user.secret_access_key}\nregion = {regions[0]}"
     write_new(file, f"[default]\naws_access_key_id = {user.access_key_id}\n{secret}\n", "the credentials")
     return file
