@@ -116,3 +116,21 @@ def test_the_index_has_every_page() -> None:
     pages = [page for page in (TREE / "docs").glob("*/*.md") if page.parent.name != "decisions"]
     assert [page.name for page in pages if f"({page.relative_to(TREE / 'docs')})" not in index] == []
     assert len(pages) > 12
+
+
+def test_every_test_that_a_promise_names_is_there() -> None:
+    """SECURITY.md names the tests behind its promises, an ellipsis for a part of a name."""
+    names = {
+        match for path in TREE.glob("tests/**/test_*.py") for match in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    files = {str(path.relative_to(TREE)) for path in TREE.glob("tests/**/*.py")} | {
+        p.name for p in TREE.glob("tests/**/*.py")
+    }
+    words = re.findall(r"`((?:test_|…)[\w…./ ]+|tests/[\w/]+\.py)`", (TREE / "SECURITY.md").read_text())
+    assert len(words) > 20
+    missing = []
+    for word in words:
+        pattern = re.compile(".*".join(map(re.escape, word.replace(" ", "").split("…"))))
+        if word not in files and not any(pattern.fullmatch(name) for name in names):
+            missing.append(word)
+    assert missing == []
