@@ -7,7 +7,6 @@ from typing import Final, NewType
 
 Cid = NewType("Cid", int)
 Port = NewType("Port", int)
-PcrIndex = NewType("PcrIndex", int)
 Digest384 = NewType("Digest384", bytes)
 
 HOST_CID: Final = Cid(2)  # devices.md §5.5: the host in Linux's terms

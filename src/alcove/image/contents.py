@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from alcove.codec.cpio_reader import CpioReader, Data, Event, Member, Trailer
+from alcove.codec.cpio_reader import CpioReader, Data, Event, Member
 from alcove.errors import ImageFormatError
 
 MAX_UNPACKED: Final = 16 << 30  # ours: bytes that the gzip streams of a ramdisk may unpack to
@@ -162,7 +162,6 @@ class ItemReader:
     def __init__(self, limit: int = MAX_UNPACKED) -> None:
         self._reader = RamdiskReader(limit)
         self._open: _Open | None = None
-        self.trailers = 0
 
     @property
     def compressed(self) -> bool:
@@ -180,7 +179,6 @@ class ItemReader:
                 self._open = _Open(event)
             elif isinstance(event, Data) and self._open is not None:
                 self._open.update(event.chunk)
-            self.trailers += isinstance(event, Trailer)
             if self._open is not None and not self._open.left:
                 yield self._open.item()
                 self._open = None

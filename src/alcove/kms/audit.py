@@ -177,11 +177,6 @@ def inspect_log(lines: Iterable[bytes], noted: Mapping[int, str] = MappingProxyT
     return Unbroken(count, previous, torn)
 
 
-def verify_log(lines: Iterable[bytes]) -> int:
-    """The number of records of an unbroken log; ValueError as `inspect_log` has it."""
-    return inspect_log(lines).records
-
-
 def _link(line: bytes, number: int) -> object:
     try:
         return json.loads(line)["chain"]

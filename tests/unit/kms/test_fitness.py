@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, config, refused, running
 
@@ -19,7 +18,6 @@ pytestmark = pytest.mark.slow
 
 ARN = f"arn:aws:kms:us-east-1:{ACCOUNT}:key"
 PEER = ec.generate_private_key(ec.SECP256R1()).public_key()
-PEER_SPKI = PEER.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 CALLS: dict[str, tuple[str, dict[str, Any]]] = {  # operation: usage that it needs, and its parameters
     "Encrypt": ("ENCRYPT_DECRYPT", {"Plaintext": b"x", "EncryptionAlgorithm": None}),
     "Decrypt": ("ENCRYPT_DECRYPT", {"CiphertextBlob": b"x", "EncryptionAlgorithm": None}),

@@ -28,12 +28,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from tests.unit.kms.server_harness import ACCOUNT, ROOT_ARN, RunningKms, client, config, refused, running
 
 from alcove.errors import AlcoveError, MachineError, UsageError
-from alcove.kms.audit import AuditLog, verify_log
+from alcove.kms.audit import AuditLog, inspect_log
 from alcove.kms.server import serve
 from alcove.kms.stores import open_store
 from alcove.kms.users import add_user, list_users, remove_user
-
-ADMIN_ACTIONS = ["kms:PutKeyPolicy", "kms:GetKeyPolicy", "kms:DescribeKey", "kms:Encrypt"]
 
 
 def test_a_secret_goes_through(kms: RunningKms, key: str) -> None:
@@ -292,10 +290,10 @@ def test_every_call_is_on_the_record(kms: RunningKms, key: str) -> None:
     assert b"must not be logged" not in log
     assert base64.b64encode(b"a plaintext that must not be logged") not in log
     lines = log.splitlines(keepends=True)
-    assert verify_log(lines) == len(lines)
+    assert inspect_log(lines).records == len(lines)
     for broken in (lines[1:], lines[:1] + lines[2:], [lines[1], lines[0], *lines[2:]]):
         with pytest.raises(ValueError, match="record"):
-            verify_log(broken)
+            inspect_log(broken)
 
 
 def test_no_secret_is_in_the_files(kms: RunningKms, key: str) -> None:
@@ -398,7 +396,7 @@ def test_a_log_goes_on_where_it_ended(tmp_path: Path) -> None:
         file.write(b'{"n": 2, "torn')
     with contextlib.closing(AuditLog(path)) as log:
         log.append({"n": 3})
-    assert verify_log(path.read_bytes().splitlines(keepends=True)) == 2
+    assert inspect_log(path.read_bytes().splitlines(keepends=True)).records == 2
 
 
 @pytest.mark.parametrize(

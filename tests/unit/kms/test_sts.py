@@ -19,7 +19,7 @@ from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.server_harness import ACCOUNT, RunningKms, config, refused, running
 
 from alcove.kms import users
-from alcove.kms.audit import verify_log
+from alcove.kms.audit import inspect_log
 from alcove.kms.sessions import Sealer, Session
 from alcove.kms.stores import open_store
 from alcove.kms.users import NewUser
@@ -257,7 +257,7 @@ def test_the_log_has_sessions_and_no_secrets(kms: RunningKms) -> None:
     text = kms.config.audit.read_bytes()
     assert made["SecretAccessKey"].encode() not in text
     assert made["SessionToken"].encode() not in text
-    assert verify_log(text.splitlines(keepends=True)) == len(kms.records())
+    assert inspect_log(text.splitlines(keepends=True)).records == len(kms.records())
 
 
 def fetch(url: str, *, method: str = "GET", **headers: str) -> tuple[int, str]:
