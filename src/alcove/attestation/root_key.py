@@ -217,7 +217,7 @@ def _token_key(uri: str) -> Iterator[RemoteKey]:
     try:
         from alcove.pkcs11 import open_key  # noqa: PLC0415 - python-pkcs11 is needed only where a token is
     except ImportError as error:
-        raise MachineError(f"PKCS#11 cannot be used: {error}", hint="pip install 'alcove[host]'") from None
+        raise MachineError(f"PKCS#11 cannot be used: {error}", hint="pip install python-pkcs11") from None
     with open_key(uri, environment=os.environ) as token:
         public = token.public_key
         if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP384R1):

@@ -33,7 +33,7 @@ def alcove_parser() -> argparse.ArgumentParser:
         from alcove.cli import completion, credentials, egress, lifeline, native, nitro, scaffold, vsock, watch  # noqa: PLC0415 - see below
     except (ImportError, AttributeError) as missing:
         # The package alone verifies documents on any system; the rest takes Linux and the packages of `alcove[host]`.
-        parser.usage = f"%(prog)s attest …\n\nall else takes Linux and `pip install 'alcove[host]'` ({missing})"
+        parser.usage = f"%(prog)s attest …\n\nall else takes Linux and the packages of the extra `host` ({missing})"
     else:
         native.add_commands(commands)
         nitro.add_commands(commands)

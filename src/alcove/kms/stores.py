@@ -41,6 +41,6 @@ def open_store(url: str, root_key: Path | RootPlace, *, account: str | None = No
     try:
         from alcove.kms.postgres_store import open_postgres  # noqa: PLC0415 - an extra that not everyone has
     except ImportError as error:
-        raise UsageError("PostgreSQL needs psycopg", hint="pip install 'alcove[postgresql]'") from error
+        raise UsageError("PostgreSQL needs psycopg", hint="pip install 'psycopg[binary]'") from error
     place = root_key if isinstance(root_key, RootPlace) else RootPlace.of(root_key)
     return open_postgres(url, place, account=account, exclusive=exclusive)

@@ -42,7 +42,7 @@ def alcove_kms(
 
         from alcove.testing.local_kms import LocalKms  # noqa: PLC0415 - as above
     except ImportError as missing:
-        pytest.fail(f"alcove_kms needs a KMS: pip install 'alcove[host]' ({missing})", pytrace=False)
+        pytest.fail(f"alcove_kms needs the packages of Alcove's extra `host` ({missing})", pytrace=False)
     with LocalKms(tmp_path_factory.mktemp("alcove-kms"), roots=[alcove_nsm.root]) as kms:
         for name, value in kms.environment.items():
             monkeypatch.setenv(name, value)

@@ -125,7 +125,7 @@ def test_other_commands_say_what_they_need(python: Path, place: Path) -> None:
     """Whoever asks the bare package for an enclave learns which package to install."""
     done = run(python, place, COMMAND.format(arguments=["run-enclave"]))
     assert done.returncode == 2
-    assert "alcove[host]" in done.stderr
+    assert "extra `host`" in done.stderr
 
 
 def test_the_bare_interpreter_is_bare(python: Path, place: Path) -> None:
