@@ -7,20 +7,19 @@ guest halves the way there and back. The listener is the enclave's own, as the h
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import struct
 import time
 from collections.abc import Callable
 from typing import Final
 
+from alcove.enclave.turns import take_turns
 from alcove.types import Port
 
 TIME_PORT: Final = Port(9037)  # 37 is the time protocol's (RFC 868)
 _ANSWER: Final = struct.Struct(">8sQ")
 _MARK: Final = b"ALCVTIME"
 _QUESTIONS: Final = 16  # on one connection; init asks twelve at most
-_SECONDS: Final = 2.0
 
 
 class TimeService:
@@ -36,21 +35,12 @@ class TimeService:
         self, loop: asyncio.AbstractEventLoop, listener: socket.socket, clock: Callable[[], int] = time.time_ns
     ) -> None:
         self._loop = loop
-        self._listener = listener
         self._clock = clock
-        self._serving = asyncio.ensure_future(self._serve())
+        self._serving = asyncio.ensure_future(take_turns(loop, listener, self._answer))
 
     def close(self) -> None:
         """Tell no more."""
         self._serving.cancel()
-
-    async def _serve(self) -> None:
-        # one at a time, each for two seconds at most: all that a guest can do here is to delay its own time
-        while True:
-            connection, _ = await self._loop.sock_accept(self._listener)
-            with connection, contextlib.suppress(TimeoutError, OSError):
-                connection.setblocking(False)
-                await asyncio.wait_for(self._answer(connection), _SECONDS)
 
     async def _answer(self, connection: socket.socket) -> None:
         for _ in range(_QUESTIONS):

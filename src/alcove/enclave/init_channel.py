@@ -6,15 +6,14 @@ The listener is the enclave's own, so that two starts at the same time cannot ta
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from typing import Final
 
 from alcove.enclave.report import MAX_REPORT, Report, parse_report
+from alcove.enclave.turns import take_turns
 from alcove.errors import ProtocolError
 
 _HEARTBEAT: Final = b"\xb7"  # eif.md §10
-_REPORT_SECONDS: Final = 2.0
 
 
 class InitChannel:
@@ -43,26 +42,18 @@ class InitChannel:
             if await self._loop.sock_recv(connection, 1) != _HEARTBEAT:
                 raise ProtocolError("the enclave sent something that is no heartbeat")
             await self._loop.sock_sendall(connection, _HEARTBEAT)
-        self._serving = asyncio.ensure_future(self._serve())
+        self._serving = asyncio.ensure_future(take_turns(self._loop, self._listener, self._hear))
 
     def close(self) -> None:
         """Listen no more."""
         if self._serving is not None:
             self._serving.cancel()
 
-    async def _serve(self) -> None:
-        # one at a time, each for two seconds at most: all that a guest can do here is to delay its own report
-        while True:
-            connection, _ = await self._loop.sock_accept(self._listener)
-            with connection, contextlib.suppress(TimeoutError, ProtocolError, OSError):
-                connection.setblocking(False)
-                self.report = parse_report(await asyncio.wait_for(self._line(connection), _REPORT_SECONDS))
-
-    async def _line(self, connection: socket.socket) -> bytes:
+    async def _hear(self, connection: socket.socket) -> None:
         line = b""
         while len(line) < MAX_REPORT and not line.endswith(b"\n"):
             chunk = await self._loop.sock_recv(connection, MAX_REPORT - len(line))
             if not chunk:
                 break
             line += chunk
-        return line
+        self.report = parse_report(line)

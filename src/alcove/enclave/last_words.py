@@ -6,15 +6,14 @@ The listener is the enclave's own. What comes is kept with how the enclave ended
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from typing import Final
 
+from alcove.enclave.turns import take_turns
 from alcove.types import Port
 
 LAST_WORDS_PORT: Final = Port(9038)
 MAX_WORDS: Final = 128 * 1024  # bytes; log.c's KEPT
-_SECONDS: Final = 2.0
 
 
 class LastWords:
@@ -30,27 +29,18 @@ class LastWords:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
         self._loop = loop
-        self._listener = listener
         self.text: bytes | None = None
-        self._serving = asyncio.ensure_future(self._serve())
+        self._serving = asyncio.ensure_future(take_turns(loop, listener, self._hear))
 
     def close(self) -> None:
         """Listen no more."""
         self._serving.cancel()
 
-    async def _serve(self) -> None:
-        # one at a time, each for two seconds at most: all that a guest can do here is to replace its own words
-        while True:
-            connection, _ = await self._loop.sock_accept(self._listener)
-            with connection, contextlib.suppress(TimeoutError, OSError):
-                connection.setblocking(False)
-                self.text = await asyncio.wait_for(self._words(connection), _SECONDS)
-
-    async def _words(self, connection: socket.socket) -> bytes:
+    async def _hear(self, connection: socket.socket) -> None:
         words = bytearray()
         while len(words) < MAX_WORDS:
             chunk = await self._loop.sock_recv(connection, MAX_WORDS - len(words))
             if not chunk:
                 break
             words += chunk
-        return bytes(words)
+        self.text = bytes(words)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from alcove.enclave import clock
+from alcove.enclave import turns
 from alcove.enclave.clock import TimeService
 
 
@@ -57,7 +57,7 @@ def test_every_byte_is_answered_with_the_time(tmp_path: Path) -> None:
 
 def test_a_silent_guest_delays_nobody_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection without a question is dropped after its time, and the next one is served."""
-    monkeypatch.setattr(clock, "_SECONDS", 0.2)
+    monkeypatch.setattr(turns, "SECONDS", 0.2)
 
     async def play() -> bytes:
         with listen(tmp_path / "s") as listener:

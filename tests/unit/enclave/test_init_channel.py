@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from alcove.devices.unix_path import listen
-from alcove.enclave import init_channel
+from alcove.enclave import turns
 from alcove.enclave.init_channel import InitChannel
 from alcove.enclave.report import Kind, Report
 from alcove.enclave.supervisor import boot_timeout
@@ -89,7 +89,7 @@ def test_what_is_no_heartbeat_is_refused(path: Path, said: bytes) -> None:
 
 def test_a_guest_can_only_delay_its_own_report(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nonsense, more than a report holds and a connection that says nothing are passed over; the next is heard."""
-    monkeypatch.setattr(init_channel, "_REPORT_SECONDS", 0.05)
+    monkeypatch.setattr(turns, "SECONDS", 0.05)
 
     async def story(channel: InitChannel) -> None:
         first = asyncio.create_task(asyncio.to_thread(say, path, HEARTBEAT))

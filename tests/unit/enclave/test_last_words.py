@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from alcove.devices.unix_path import listen
-from alcove.enclave import last_words
+from alcove.enclave import turns
 from alcove.enclave.last_words import MAX_WORDS, LastWords
 
 SECONDS = 20
@@ -67,7 +67,7 @@ def test_they_are_kept_whole_and_the_guest_hears_that_they_were_taken(path: Path
 
 def test_a_guest_can_only_replace_its_own_words(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence ends, and more than is kept is not taken; the next is heard."""
-    monkeypatch.setattr(last_words, "_SECONDS", 0.05)
+    monkeypatch.setattr(turns, "SECONDS", 0.05)
 
     async def story(words: LastWords) -> None:
         silent = await asyncio.to_thread(guest, path, b"begun")

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import botocore.loaders
 import pytest
-from tests.unit.kms.conftest import NewStore
-from tests.unit.kms.server_harness import RunningKms, config, refused, running
+from tests.unit.kms.server_harness import RunningKms, refused
 
 pytestmark = pytest.mark.slow
 
 PAGINATORS = botocore.loaders.Loader().load_service_model("kms", "paginators-1")["pagination"]
 NOT_SERVED = "DescribeCustomKeyStores"
-
-
-@pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
-    directory = tmp_path_factory.mktemp("kms")
-    with running(config(directory, store=new_store(directory))) as service:
-        yield service
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import hmac
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from nacl.bindings import (
     crypto_sign_ed25519ph_state,
     crypto_sign_ed25519ph_update,
 )
-from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.postgres_harness import files_of
 from tests.unit.kms.server_harness import ACCOUNT, RunningKms, config, refused, running
 
@@ -38,13 +36,6 @@ WHOLE = [case for case in SIGNING if case[1] != "ED25519_PH_SHA_512"]  # that on
 BY_HASH = [case for case in SIGNING if case[1][-3:] in HASHES and case[1].startswith(("RSA", "ECDSA"))]
 MACS = {"HMAC_224": 28, "HMAC_256": 32, "HMAC_384": 48, "HMAC_512": 64}
 PAIR_SPECS = [name for name in SPECS if SPECS[name].pair and not name.startswith("ML_DSA")]
-
-
-@pytest.fixture(scope="module")
-def kms(tmp_path_factory: pytest.TempPathFactory, new_store: NewStore) -> Iterator[RunningKms]:
-    directory = tmp_path_factory.mktemp("kms")
-    with running(config(directory, store=new_store(directory))) as service:
-        yield service
 
 
 @pytest.fixture(scope="module")
