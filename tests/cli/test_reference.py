@@ -18,6 +18,7 @@ from alcove.cli.inside import enclave_parser
 from alcove.cli.main import alcove_parser, nitro_parser, proxy_parser
 from alcove.enclave.clock import TIME_PORT
 from alcove.enclave.last_words import LAST_WORDS_PORT
+from alcove.image.process import LOG_PORT
 from alcove.proxy import egress_relay, lease, lifeline
 from alcove.proxy.gateways import DNS_PORT
 from alcove.sdk.endpoint import PROXY_PORT
@@ -99,7 +100,7 @@ def test_the_reference_has_every_environment_variable() -> None:
         ("vsock", "enclave", kmstool.PORT), ("vsock", "parent", egress_relay.PORT), ("vsock", "parent", PROXY_PORT),
         ("vsock", "parent", HEARTBEAT_PORT), ("vsock", "parent", TIME_PORT), ("vsock", "parent", LAST_WORDS_PORT),
         ("vsock", "parent", lease.PORT),
-        ("vsock", "enclave", lifeline.PORT), ("vsock", "enclave", P11_PORT),
+        ("vsock", "enclave", lifeline.PORT), ("vsock", "enclave", LOG_PORT), ("vsock", "enclave", P11_PORT),
         ("vsock", "enclave", RPC_PORT), ("TCP", "enclave", DNS_PORT), ("TCP", "enclave", egress_relay.PORT),
         ("TCP", "enclave", inside_kms_proxy.DEFAULT_PORT), ("TCP", "enclave", inside_attestation.DEFAULT_PORT),
         ("TCP", "enclave", inside_credentials.TCP_PORT),

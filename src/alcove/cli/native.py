@@ -1,4 +1,4 @@
-"""Alcove's own commands that need Linux: setup, doctor, demo, ca, eif, kms."""
+"""Alcove's own commands that need Linux: setup, doctor and demo, and the groups acm, ca, eif and kms."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def replacement(output: Path) -> Iterator[BinaryIO]:
     output = target_of(output)
     if output.exists() and not output.is_file():
         raise InputError(f"cannot write `{output}`: it is not a regular file", code="E19")
-    mode = stat.S_IMODE(output.stat().st_mode) if output.exists() else 0o666 & ~_umask()
+    mode = stat.S_IMODE(output.stat().st_mode) if output.exists() else 0o666 & ~umask()
     descriptor, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
     try:
         with os.fdopen(descriptor, "w+b") as file:
@@ -118,7 +118,8 @@ def target_of(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _umask() -> int:
+def umask() -> int:
+    """What this process takes from the permissions of new files; asking is setting."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

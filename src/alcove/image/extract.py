@@ -8,7 +8,6 @@ Every name is ours, none the image's. The files are made in a directory of their
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typing import BinaryIO, Final
 
 from alcove.codec.cpio_reader import Event
 from alcove.errors import ImageFormatError, InputError
-from alcove.image.builder import replacement
+from alcove.image.builder import replacement, umask
 from alcove.image.contents import MAX_UNPACKED, RamdiskReader
 from alcove.image.explain import labelled
 from alcove.image.format import SectionType
@@ -76,7 +75,7 @@ def _directory(output: Path, *, replace: bool) -> Iterator[Path]:
         if there:
             _move(made, output)
         else:
-            made.chmod(0o777 & ~_umask())
+            made.chmod(0o777 & ~umask())
             made.rename(output)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
@@ -91,12 +90,6 @@ def _move(made: Path, output: Path) -> None:
     for file in files:
         file.replace(output / file.name)
     made.rmdir()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _extract(file: BinaryIO, eif: Eif, directory: Path) -> Extracted:
