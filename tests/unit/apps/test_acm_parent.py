@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
 from tests.unit.apps.acm_device import certificate, ec_key, rsa_key
 
-from alcove.apps.acm import sources, stanza, webserver
+from alcove.apps.acm import parent, sources, stanza, webserver
 from alcove.apps.acm.certificates import check_chain, dns_names, read_chain
 from alcove.apps.acm.keypair import KeyPair
 from alcove.apps.acm.local_ca import LocalCa
@@ -282,3 +282,10 @@ def test_a_download_is_not_led_away_from_https() -> None:
         with pytest.raises(OSError, match="leads to http://localhost/key, which is not https"):
             opener.open(f"http://127.0.0.1:{server.server_port}/", timeout=20)
         thread.join()
+
+
+def test_a_command_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent goes on: its other tokens have to be renewed."""
+    monkeypatch.setattr(parent, "COMMAND_SECONDS", 0.2)
+    with pytest.raises(MachineError, match="`sleep 60` did not end in 0 s and was killed"):
+        parent.run_quietly(["sleep", "60"])

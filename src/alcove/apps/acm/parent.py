@@ -16,6 +16,7 @@ from alcove.apps.acm.settings import EnclaveSettings
 from alcove.errors import AlcoveError, MachineError
 from alcove.vsock.hybrid import connect
 
+COMMAND_SECONDS: Final = 120.0  # systemd gives a service 90 to stop
 ENCLAVE_NAME: Final = "alcove-acm"
 REPLY_SECONDS: Final = 180.0  # an RSA-4096 key under emulation, and KMS
 _CHUNK: Final = 65536
@@ -138,12 +139,16 @@ def run_quietly(command: Sequence[str]) -> None:
     """Run a program.
 
     Raises:
-        MachineError: It cannot be run, or fails; its last words.
+        MachineError: It cannot be run, fails, or does not end; its last words.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=COMMAND_SECONDS
+        )
     except OSError as error:
         raise MachineError(f"{command[0]} cannot be run: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        raise MachineError(f"`{' '.join(command)}` did not end in {COMMAND_SECONDS:.0f} s and was killed") from None
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise MachineError(f"`{' '.join(command)}` ended with {done.returncode}: {said[-1] if said else 'no words'}")
