@@ -37,12 +37,14 @@ def make(target: Path, kits: Sequence[str], *, packages: Sequence[str] = (), mir
         mirror: Of Debian; its own when None.
 
     Raises:
-        UsageError: There is no such kit.
+        UsageError: There is no such kit, or no directory for the file.
         MachineError: A program is missing or failed.
     """
     unknown = [name for name in kits if name not in KITS]
     if unknown:
         raise UsageError(f"there is no kit {unknown[0]}", hint=f"one of {', '.join(KITS)}")
+    if not target.absolute().parent.is_dir():  # said before a minute's work, not after it
+        raise UsageError(f"`{target.absolute().parent}` is not a directory", hint="make it first", code="E19")
     names = dict.fromkeys([*(["python"] if {"acm", "boto3", "node"} & set(kits) else []), *kits])
     chosen = [BASE, *(KITS[name] for name in names)]
     with tempfile.TemporaryDirectory(prefix="rootfs-") as name:

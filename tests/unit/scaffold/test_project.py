@@ -131,7 +131,9 @@ def test_imports_are_followed_as_far_as_they_are_ours() -> None:
     assert closure(["alcove.a"], sources.get) == set(sources) - {"alcove.unused"}
 
 
-def test_an_unknown_kit_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_made_is_refused(tmp_path: Path) -> None:
     """Before anything is fetched."""
     with pytest.raises(UsageError, match="no kit ruby"):
         make(tmp_path / "x.tar", ["ruby"])
+    with pytest.raises(UsageError, match="is not a directory"):
+        make(tmp_path / "absent" / "x.tar", ["shell"])
