@@ -80,7 +80,7 @@ def _parse(line: bytes) -> dict[str, Any]:
 def ask(paths: Paths, record: Record, word: str, port: int = PORT) -> socket.socket | None:
     """Ask an enclave for something; None when it has no lifeline, or has it no more."""
     try:
-        stream = hybrid.connect(paths.enclave(record.enclave_id).vsock, port)
+        stream = hybrid.connect(paths.enclave(record.enclave_id).vsock, port, _ANSWER_SECONDS)
     except OSError:
         return None
     with contextlib.suppress(OSError):

@@ -34,7 +34,7 @@ async def connect(address: Address, *, timeout: float = CONNECT_SECONDS) -> sock
         return await _connect(socket.AF_VSOCK, (cid, port), timeout)
     path, told = hybrid.socket_of(cid, port)
     if told:
-        return await hybrid.connect_async(path, port)
+        return await hybrid.connect_async(path, port, timeout)
     with socket_address(path) as name:
         try:
             return await _connect(socket.AF_UNIX, name, timeout)

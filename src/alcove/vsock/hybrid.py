@@ -18,8 +18,13 @@ _LOCAL_CID: Final = 1  # VMADDR_CID_LOCAL, vsock(7)
 _LONGEST_ANSWER: Final = 32  # OK <number>\n
 
 
-def connect(path: Path, port: int) -> socket.socket:
+def connect(path: Path, port: int, seconds: float = HANDSHAKE_SECONDS) -> socket.socket:
     """A blocking stream to the port of the enclave whose hybrid socket this is.
+
+    Args:
+        path: The socket.
+        port: The enclave's port.
+        seconds: For each step of the handshake; the stream has no time limit afterwards.
 
     Raises:
         ConnectionError: Nothing listens on the port, or not yet.
@@ -27,7 +32,7 @@ def connect(path: Path, port: int) -> socket.socket:
     """
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        stream.settimeout(HANDSHAKE_SECONDS)
+        stream.settimeout(seconds)
         with socket_address(path) as address:
             stream.connect(address)
         stream.sendall(b"CONNECT %d\n" % port)
@@ -42,7 +47,7 @@ def connect(path: Path, port: int) -> socket.socket:
     return stream
 
 
-async def connect_async(path: Path, port: int) -> socket.socket:
+async def connect_async(path: Path, port: int, seconds: float = HANDSHAKE_SECONDS) -> socket.socket:
     """The same without blocking; the stream does not block either.
 
     Raises:
@@ -52,7 +57,7 @@ async def connect_async(path: Path, port: int) -> socket.socket:
     loop = asyncio.get_running_loop()
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        async with asyncio.timeout(HANDSHAKE_SECONDS):
+        async with asyncio.timeout(seconds):
             with socket_address(path) as address:
                 await loop.sock_connect(stream, address)
             await loop.sock_sendall(stream, b"CONNECT %d\n" % port)

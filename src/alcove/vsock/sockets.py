@@ -39,7 +39,7 @@ def connect(address: Address, *, timeout: float = CONNECT_SECONDS) -> socket.soc
         return _connect(socket.AF_VSOCK, (cid, port), timeout)
     path, told = hybrid.socket_of(cid, port)
     if told:
-        return hybrid.connect(path, port)
+        return hybrid.connect(path, port, timeout)
     with socket_address(path) as name:
         try:
             return _connect(socket.AF_UNIX, name, timeout)

@@ -72,6 +72,19 @@ def read_all(stream: socket.socket) -> bytes:
     return b"".join(iter(lambda: stream.recv(1 << 16), b""))
 
 
+def test_an_enclave_that_does_not_answer_has_the_callers_time(run: Path) -> None:
+    """A supervisor that accepts and says nothing: `timeout` is for the whole way to the enclave's port."""
+    home = run / "enclaves" / "i-1"
+    home.mkdir(parents=True)
+    (run / "cid").mkdir()
+    (run / "cid" / str(CID)).symlink_to(home)
+    with socket.create_server(str(home / "vsock.sock"), family=socket.AF_UNIX):
+        with pytest.raises(TimeoutError):
+            vsock.connect((CID, PORT), timeout=0.05)
+        with pytest.raises(TimeoutError):
+            asyncio.run(aio.connect((CID, PORT), timeout=0.05))
+
+
 def test_the_transport_follows_the_machine(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hybrid where there is a runtime directory; the kernel's elsewhere, if it has any; a variable decides."""
     assert vsock.transport() is vsock.Transport.HYBRID
