@@ -185,7 +185,8 @@ def verify(
     _check_call(roots, nonce, (at, now), unlimited=max_age is None or clock is not None)
     # 1. to 5. What the document says.
     sign1, claims = open_document(document, strict=strict)
-    time = claims.timestamp if at is None else at
+    made = claims.timestamp
+    time = made if at is None else at
     # 6., 7., 8. and 10. Who says so.
     root = _trusted_root(claims.cabundle[0], roots)
     chain = verified_chain(claims.cabundle, claims.certificate, cache)
@@ -198,9 +199,9 @@ def verify(
     # 11. The leaf's key made the signature.
     _check_signature(sign1, chain[-1])
     # 12. The document's own time.
-    _check_made(claims.timestamp, chain[-1])
+    _check_made(made, chain[-1])
     if clock is not None:
-        _check_age(claims.timestamp, clock, max_age, max_skew)
+        _check_age(made, clock, max_age, max_skew)
     # 13. Policy.
     if nonce is not None:
         _check_nonce(claims, nonce)

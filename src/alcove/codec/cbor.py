@@ -32,7 +32,6 @@ _FLOATS: Final = {25: ">e", 26: ">f", 27: ">d"}  # RFC 8949 §3.3, by additional
 _LENGTHS: Final = {24: 1, 25: 2, 26: 4, 27: 8}  # RFC 8949 §3: bytes of argument, by additional information
 _INDEFINITE: Final = 31
 _BREAK: Final = 0xFF
-_STRINGS: Final = (str, bytes)
 _KEPT: Final = 64  # arguments whose heads are made beforehand: registers, digests and short texts
 _HEADS: Final = tuple(
     tuple(bytes((major << 5 | n,)) if n < 24 else bytes((major << 5 | 24, n)) for n in range(_KEPT))
@@ -92,16 +91,18 @@ def decode_prefix(data: bytes, *, max_depth: int = MAX_DEPTH) -> tuple[object, i
 def _item(data: bytes, at: int, depth: int) -> tuple[object, int]:
     if at >= len(data):
         raise CborError("the input ends where an item must begin", at)
-    major, info = data[at] >> 5, data[at] & 31
+    first = data[at]
+    major, info = first >> 5, first & 31
     if major == _SIMPLE:
         return _simple(data, at, info)
     length, start = (info, at + 1) if info < 24 else _argument(data, at, major, info)
-    if major == _BYTES and 0 <= length <= len(data) - start:
-        return data[start : start + length], start + length
-    if major in (_BYTES, _TEXT):
-        return _string(data, at, major, length, start)
     if major == _UINT:
         return length, start
+    if _BYTES <= major <= _TEXT:
+        end = start + length
+        if length < 0 or end > len(data):
+            return _string(data, at, major, length, start)
+        return (data[start:end] if major == _BYTES else _text(data[start:end], start)), end
     if major == _NEGATIVE:
         return -1 - length, start
     if depth <= 0:
@@ -115,9 +116,7 @@ def _item(data: bytes, at: int, depth: int) -> tuple[object, int]:
 
 
 def _argument(data: bytes, at: int, major: int, info: int) -> tuple[int, int]:
-    """The argument of the head at `at` (-1: indefinite length), and the offset after it."""
-    if info < 24:
-        return info, at + 1
+    """The argument, from 24, of the head at `at` (-1: indefinite length), and the offset after it."""
     if info == 24 and at + 1 < len(data):  # the most frequent: digests have it
         return data[at + 1], at + 2
     if info == _INDEFINITE and _BYTES <= major <= _MAP:
@@ -147,18 +146,14 @@ def _simple(data: bytes, at: int, info: int) -> tuple[object, int]:
 
 
 def _string(data: bytes, at: int, major: int, length: int, start: int) -> tuple[object, int]:
+    """A string that `_item` does not read itself: of indefinite length, or longer than what is left."""
     if length >= 0:
-        end = start + length
-        if end > len(data):
-            raise CborError(f"a string of {length} bytes where {len(data) - start} are left", at)
-        content = data[start:end]
-        return (_text(content, start) if major == _TEXT else content), end
+        raise CborError(f"a string of {length} bytes where {len(data) - start} are left", at)
     chunks: list[object] = []
     while not _at_break(data, start):
         if data[start] >> 5 != major or data[start] & 31 == _INDEFINITE:
             raise CborError("a chunk of another type in a string of indefinite length", start)
-        size, content_start = _argument(data, start, major, data[start] & 31)
-        chunk, start = _string(data, start, major, size, content_start)
+        chunk, start = _item(data, start, 0)
         chunks.append(chunk)
     joiner = "" if major == _TEXT else b""
     return joiner.join(chunks), start + 1  # type: ignore[arg-type]  # all chunks are of the major type
@@ -181,7 +176,9 @@ def _array(data: bytes, count: int, at: int, depth: int) -> tuple[list[object], 
     if count > len(data) - at:  # an item takes a byte at least
         raise CborError(f"an array of {count} items where {len(data) - at} bytes are left", at)
     items: list[object] = []
-    while not _at_break(data, at) if count < 0 else len(items) < count:
+    left = count
+    while left > 0 or (count < 0 and not _at_break(data, at)):
+        left -= 1
         value, at = _item(data, at, depth)
         items.append(value)
     return items, at + (count < 0)
@@ -191,10 +188,12 @@ def _map(data: bytes, count: int, at: int, depth: int) -> tuple[dict[int | str |
     if count * 2 > len(data) - at:
         raise CborError(f"a map of {count} pairs where {len(data) - at} bytes are left", at)
     pairs: dict[int | str | bytes, object] = {}
-    while not _at_break(data, at) if count < 0 else len(pairs) < count:
+    left = count
+    while left > 0 or (count < 0 and not _at_break(data, at)):
+        left -= 1
         key, value_at = _item(data, at, depth)
         # Not bool or float: Python holds True, 1 and 1.0 for the same key.
-        if type(key) is not int and not isinstance(key, _STRINGS):
+        if type(key) is not str and type(key) is not int and type(key) is not bytes:
             raise CborError("a map key that is neither an integer nor a string", at)
         if key in pairs:
             raise CborError(f"the map key {key!r:.40} occurs twice", at)

@@ -32,19 +32,19 @@ OF_KEY: Final = frozenset({  # what `_of_key` can give
     "aws:resourceaccount", "kms:keyspec", "kms:customermasterkeyspec", "kms:keyusage", "kms:customermasterkeyusage",
     "kms:keyorigin", "kms:multiregion", "kms:multiregionkeytype",
 })  # fmt: skip
-_PARAMETERS: Final = {  # §6.1: condition keys whose value is a parameter
-    "DataKeyPairSpec": "KeyPairSpec",
-    "EncapsulationAlgorithm": "EncapsulationAlgorithm",
-    "KeyAgreementAlgorithm": "KeyAgreementAlgorithm",
-    "MacAlgorithm": "MacAlgorithm",
-    "SigningAlgorithm": "SigningAlgorithm",
-    "ExpirationModel": "ExpirationModel",
-    "PrimaryRegion": "PrimaryRegion",
-    "ReplicaRegion": "ReplicaRegion",
-    "RotationPeriodInDays": "RotationPeriodInDays",
-    "ValidTo": "ValidTo",
-    "WrappingAlgorithm": "WrappingAlgorithm",
-    "WrappingKeySpec": "WrappingKeySpec",
+_PARAMETERS: Final = {  # §6.1: parameters whose value is a condition key's
+    "KeyPairSpec": "kms:datakeypairspec",
+    "EncapsulationAlgorithm": "kms:encapsulationalgorithm",
+    "KeyAgreementAlgorithm": "kms:keyagreementalgorithm",
+    "MacAlgorithm": "kms:macalgorithm",
+    "SigningAlgorithm": "kms:signingalgorithm",
+    "ExpirationModel": "kms:expirationmodel",
+    "PrimaryRegion": "kms:primaryregion",
+    "ReplicaRegion": "kms:replicaregion",
+    "RotationPeriodInDays": "kms:rotationperiodindays",
+    "ValidTo": "kms:validto",
+    "WrappingAlgorithm": "kms:wrappingalgorithm",
+    "WrappingKeySpec": "kms:wrappingkeyspec",
 }
 _PRINCIPALS: Final = ("GranteePrincipal", "GranteeServicePrincipal", "RetiringPrincipal", "RetiringServicePrincipal")
 _OF_GRANTS: Final = frozenset({"CreateGrant", "ListGrants", "RevokeGrant"})
@@ -120,13 +120,8 @@ def identity_context(call: Call, aliases: Callable[[], list[str]]) -> dict[str, 
     if call.key is None:
         return {}
     context: dict[str, Value] = {f"aws:resourcetag/{name.lower()}": value for name, value in call.key.tags.items()}
-    names = aliases() if _speaks_of(call, "kms:resourcealiases") else []
+    names = aliases() if "kms:resourcealiases" in call.identity.reads else []
     return context | ({"kms:resourcealiases": tuple(names)} if names else {})
-
-
-def _speaks_of(call: Call, key: str) -> bool:
-    statements = (s for policy in call.identity.policies for s in policy.statements)
-    return any(c.key.lower() == key for s in statements for c in s.conditions)
 
 
 def _properties(spec: str, usage: str, origin: str, role: str) -> dict[str, Value]:
@@ -154,9 +149,8 @@ def _of_operation(call: Call) -> dict[str, Value]:
         context["kms:encryptionalgorithm"] = params.get("EncryptionAlgorithm", SYMMETRIC)
         pairs: dict[str, Any] = params.get("EncryptionContext", {})
         context |= _encryption_context(pairs)
-    for name, member in _PARAMETERS.items():
-        if member in params:
-            context[f"kms:{name.lower()}"] = str(params[member])
+    for member in _PARAMETERS.keys() & params.keys():
+        context[_PARAMETERS[member]] = str(params[member])
     if "SigningAlgorithm" in params:
         context["kms:messagetype"] = params.get("MessageType", RAW)
     if "BypassPolicyLockoutSafetyCheck" in params:
@@ -169,13 +163,9 @@ def _of_operation(call: Call) -> dict[str, Value]:
         context["kms:requestalias"] = call.alias.name
     if "Tags" in params or "TagKeys" in params:
         context |= _tags(params)
-    return context | _of_grant(call) | _of_two_keys(call)
-
-
-def _of_two_keys(call: Call) -> dict[str, Value]:
-    if call.operation not in {"ReEncryptFrom", "ReEncryptTo"}:
-        return {}
-    return {"kms:reencryptonsamekey": _bool(call.the_key.key_id == call.the_other.key_id)}
+    if call.operation in {"ReEncryptFrom", "ReEncryptTo"}:
+        context["kms:reencryptonsamekey"] = _bool(call.the_key.key_id == call.the_other.key_id)
+    return context | _of_grant(call) if "Grant" in call.operation else context
 
 
 def _of_grant(call: Call) -> dict[str, Value]:

@@ -14,9 +14,8 @@ import hashlib
 from typing import Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, padding, serialization
-from cryptography.hazmat.primitives.asymmetric import padding as rsa_padding
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 CONTENT_KEY_BYTES: Final = 32  # AES-256
@@ -29,12 +28,7 @@ _SEQUENCE, _SET, _INTEGER, _OCTETS, _OID, _NULL = 0x30, 0x31, 0x02, 0x04, 0x06, 
 _CONTEXT_0, _CONTEXT_0_CONSTRUCTED, _CONTEXT_1_CONSTRUCTED = 0x80, 0xA0, 0xA1
 _INDEFINITE: Final = b"\x80"
 _END: Final = b"\x00\x00"
-_ENVELOPED_DATA = bytes.fromhex("2a864886f70d010703")
-_DATA = bytes.fromhex("2a864886f70d010701")
-_RSAES_OAEP = bytes.fromhex("2a864886f70d010107")
-_MGF1 = bytes.fromhex("2a864886f70d010108")
-_SHA256 = bytes.fromhex("608648016503040201")
-_AES256_CBC = bytes.fromhex("60864801650304012a")
+_OAEP: Final = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
 
 
 @functools.lru_cache(maxsize=256)
@@ -74,53 +68,46 @@ def seal(plaintext: bytes, spki: bytes, *, content_key: bytes, iv: bytes) -> byt
     """
     if len(content_key) != CONTENT_KEY_BYTES or len(iv) != IV_BYTES:
         raise ValueError("the content key has 32 bytes and the IV 16")
-    wrapped = load_recipient_key(spki).encrypt(content_key, _oaep())
-    recipient = _sequence(
-        _der(_INTEGER, b"\x02"),
-        _der(_CONTEXT_0, hashlib.sha256(spki).digest()),
-        _oaep_identifier(),
-        _der(_OCTETS, wrapped),
-    )
-    content = _indefinite(
-        _SEQUENCE,
-        _der(_OID, _DATA),
-        _sequence(_der(_OID, _AES256_CBC), _der(_OCTETS, iv)),
-        _der(_CONTEXT_0, _encrypt(plaintext, content_key, iv)),
-    )
-    enveloped = _indefinite(_SEQUENCE, _der(_INTEGER, b"\x02"), _der(_SET, recipient), content)
-    return _indefinite(_SEQUENCE, _der(_OID, _ENVELOPED_DATA), _indefinite(_CONTEXT_0_CONSTRUCTED, enveloped))
-
-
-def _oaep() -> rsa_padding.OAEP:
-    return rsa_padding.OAEP(mgf=rsa_padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
+    wrapped = load_recipient_key(spki).encrypt(content_key, _OAEP)
+    identifier = _der(_CONTEXT_0, hashlib.sha256(spki).digest())
+    recipient = _der(_SEQUENCE, _VERSION_2 + identifier + _RSAES_OAEP_SHA256 + _der(_OCTETS, wrapped))
+    algorithm = _der(_SEQUENCE, _AES256_CBC + _der(_OCTETS, iv))
+    ciphertext = _der(_CONTEXT_0, _encrypt(plaintext, content_key, iv))
+    content = _indefinite(_SEQUENCE, _DATA, algorithm, ciphertext)
+    enveloped = _indefinite(_SEQUENCE, _VERSION_2, _der(_SET, recipient), content)
+    return _indefinite(_SEQUENCE, _ENVELOPED_DATA, _indefinite(_CONTEXT_0_CONSTRUCTED, enveloped))
 
 
 def _encrypt(plaintext: bytes, key: bytes, iv: bytes) -> bytes:
-    padder = padding.PKCS7(128).padder()
-    padded = padder.update(plaintext) + padder.finalize()
+    missing = IV_BYTES - len(plaintext) % IV_BYTES
     encryptor = Cipher(algorithms.AES(key), modes.CBC(iv)).encryptor()
-    return encryptor.update(padded) + encryptor.finalize()
-
-
-def _oaep_identifier() -> bytes:
-    sha256 = _sequence(_der(_OID, _SHA256), _der(_NULL, b""))
-    mgf1 = _sequence(_der(_OID, _MGF1), sha256)
-    parameters = _sequence(_der(_CONTEXT_0_CONSTRUCTED, sha256), _der(_CONTEXT_1_CONSTRUCTED, mgf1))
-    return _sequence(_der(_OID, _RSAES_OAEP), parameters)
-
-
-def _sequence(*parts: bytes) -> bytes:
-    return _der(_SEQUENCE, b"".join(parts))
+    return encryptor.update(plaintext + bytes((missing,)) * missing) + encryptor.finalize()  # RFC 5652 §6.3
 
 
 def _der(tag: int, content: bytes) -> bytes:
     """One definite-length element with the shortest length octets (X.690 §8.1.3)."""
-    if len(content) < 0x80:
-        return bytes([tag, len(content)]) + content
-    length = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
-    return bytes([tag, 0x80 | len(length)]) + length + content
+    size = len(content)
+    if size < 0x80:
+        return bytes((tag, size)) + content
+    length = size.to_bytes((size.bit_length() + 7) // 8)
+    return bytes((tag, 0x80 | len(length))) + length + content
 
 
 def _indefinite(tag: int, *parts: bytes) -> bytes:
     """One constructed element of indefinite length (X.690 §8.1.3.6)."""
-    return bytes([tag]) + _INDEFINITE + b"".join(parts) + _END
+    return b"".join((bytes((tag,)), _INDEFINITE, *parts, _END))
+
+
+def _oid(digits: str) -> bytes:
+    return _der(_OID, bytes.fromhex(digits))
+
+
+# What is the same in every envelope.
+_VERSION_2: Final = _der(_INTEGER, b"\x02")
+_ENVELOPED_DATA: Final = _oid("2a864886f70d010703")
+_DATA: Final = _oid("2a864886f70d010701")
+_AES256_CBC: Final = _oid("60864801650304012a")
+_SHA256: Final = _der(_SEQUENCE, _oid("608648016503040201") + _der(_NULL, b""))
+_MGF1_SHA256: Final = _der(_SEQUENCE, _oid("2a864886f70d010108") + _SHA256)
+_PARAMETERS: Final = _der(_CONTEXT_0_CONSTRUCTED, _SHA256) + _der(_CONTEXT_1_CONSTRUCTED, _MGF1_SHA256)
+_RSAES_OAEP_SHA256: Final = _der(_SEQUENCE, _oid("2a864886f70d010107") + _der(_SEQUENCE, _PARAMETERS))
