@@ -12,7 +12,7 @@ from vectors.attestation import world
 from alcove.attestation import Root
 from alcove.kms import blob, sts
 from alcove.kms.attest import check_recipient
-from alcove.kms.claim import SignedRequest, region_of, token_of
+from alcove.kms.claim import SignedRequest, token_of
 from alcove.kms.errors import KmsError
 from alcove.kms.model import kms_model
 from alcove.kms.policy.document import PolicyKind, parse_policy
@@ -77,12 +77,12 @@ def signature(data: bytes) -> None:
     sts.is_sts(request)
     token_of(request)
     try:
-        key_id = authenticate(request, now=NOW, regions=("us-east-1",), find=_secret)
+        scope = authenticate(request, now=NOW, regions=("us-east-1",), find=_secret)
     except KmsError as error:
         assert error.kind in AUTHENTICATION  # noqa: PT017 - a property of every one
         return
     genuine = _request(SIGNED)
-    assert (key_id, region_of(request)) == ("AKIDEXAMPLE", "us-east-1")
+    assert (scope.access_key_id, scope.region) == ("AKIDEXAMPLE", "us-east-1")
     assert (request.method, request.body) == (genuine.method, genuine.body)
     assert request.value("x-amz-target") == genuine.value("x-amz-target")
 

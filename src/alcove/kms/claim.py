@@ -130,12 +130,6 @@ def read_claim(request: SignedRequest) -> Claim:
     return _presigned(request) if header is None else _signed(request, header)
 
 
-def region_of(request: SignedRequest) -> str:
-    """The Region that an authenticated request is signed for."""
-    header = request.value("authorization")
-    return read_claim(request).scope.region if header is None else header.split("/", 3)[2]  # its form was checked
-
-
 def token_of(request: SignedRequest) -> str | None:
     """The session token that a request has, or None."""
     if not request.presigned:

@@ -19,8 +19,10 @@ from alcove.kms.sessions import LABEL, PREFIX, Sealer
 MAX_CALLERS: Final = 4096  # that are remembered
 
 
-def identify(request: SignedRequest, tools: Tools, *, now: datetime, service: str, regions: Sequence[str]) -> Identity:
-    """The authenticated caller with the policies that it has now.
+def identify(
+    request: SignedRequest, tools: Tools, *, now: datetime, service: str, regions: Sequence[str]
+) -> tuple[Identity, str]:
+    """The authenticated caller with the policies that it has now, and the Region that the request is signed for.
 
     Raises:
         KmsError: In the classes and words of §22.2.
@@ -35,8 +37,8 @@ def identify(request: SignedRequest, tools: Tools, *, now: datetime, service: st
         found.append(pair[1])
         return pair[0]
 
-    sigv4.authenticate(request, now=now, regions=regions, find=find, service=service)
-    return found[0]
+    scope = sigv4.authenticate(request, now=now, regions=regions, find=find, service=service)
+    return found[0], scope.region
 
 
 def _user(tools: Tools, request: SignedRequest, access_key_id: str) -> tuple[sigv4.Secret, Identity] | None:

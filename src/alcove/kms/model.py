@@ -205,13 +205,13 @@ def decode_json(body: bytes) -> dict[str, Any]:
         KmsError: SerializationException.
     """
     try:
-        text = body.decode("utf-8")
-        value = _DECODER.decode(text or "{}")
+        text = (body.decode("utf-8") or "{}").strip(_SPACE)
+        value, end = _DECODER.raw_decode(text)
         if "\\" in text and "\\u" in text:  # a lone surrogate can only be written as an escape; one character is fast
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise KmsError("SerializationException", "the body is not a JSON object of this service") from error
-    if not isinstance(value, dict):
+    if end != len(text) or not isinstance(value, dict):
         raise KmsError("SerializationException", "the body is not a JSON object of this service")
     return value
 
@@ -227,6 +227,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(name)
 
 
+_SPACE: Final = " \t\r\n"  # RFC 8259 §2
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 

@@ -65,8 +65,7 @@ class Trail:
 
     def note_keys(self, realm: Realm, call: Call) -> None:
         """The keys of a call, the source before the destination, and its grant."""
-        keys = dict.fromkeys([(key.region, key.key_id) for key in call.keys])
-        self.key_arns = tuple(realm.at(region).key_arn(key_id) for region, key_id in keys)
+        self.key_arns = tuple(dict.fromkeys([realm.at(key.region).key_arn(key.key_id) for key in call.keys]))
         self.grant_id = call.grant.grant_id if call.grant else None
 
     def record(self, realm: Realm) -> dict[str, Any]:

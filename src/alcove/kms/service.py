@@ -28,7 +28,7 @@ from alcove.errors import AlcoveError
 from alcove.kms.attest import Recipient, check_recipient, header_recipient
 from alcove.kms.authorize import authorize
 from alcove.kms.call import Answer, Call, Peer, Tools, new_ids
-from alcove.kms.claim import SignedRequest, region_of
+from alcove.kms.claim import SignedRequest
 from alcove.kms.credentials import identify
 from alcove.kms.errors import KmsError, internal, unsupported
 from alcove.kms.keys import Realm, check_state
@@ -108,8 +108,8 @@ class Service:
 
     def _handle(self, request: SignedRequest, peer: Peer, ids: tuple[str, str], made: bytes | None) -> bytes:
         now = self._clock()
-        identity = identify(request, self._tools, now=now, service="kms", regions=self._names)
-        tools = self._regions[region_of(request)]
+        identity, region = identify(request, self._tools, now=now, service="kms", regions=self._names)
+        tools = self._regions[region]
         target = request.value("x-amz-target") or ""
         trail = Trail(*ids, now, peer, identity, target.rpartition(".")[2][:128])
         try:

@@ -1,6 +1,6 @@
 """Who signed this request: AWS Signature Version 4, in the header or presigned (kms.md §22).
 
-Core: a request, a time and a way to find secrets in; an access key id out.
+Core: a request, a time and a way to find secrets in; the scope of the signature out.
 
 The recipe, numbered as the code is:
     1 exactly one signature, in the Authorization header or in the query, and nothing that could be read twice
@@ -54,8 +54,8 @@ def authenticate(
     regions: Sequence[str],
     find: Callable[[str], Secret | None],
     service: str = "kms",
-) -> str:
-    """The access key id that signed the request.
+) -> Scope:
+    """The scope in which the request is signed: by which access key, for which Region.
 
     Args:
         request: The request as received.
@@ -84,7 +84,7 @@ def authenticate(
     _check_key(known, claim.token, now)  # 6
     if not equal:  # 7
         raise invalid(MISMATCH)
-    return scope.access_key_id
+    return scope
 
 
 def signed_value(request: SignedRequest, name: str) -> str | None:
