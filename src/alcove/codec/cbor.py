@@ -29,7 +29,9 @@ _HEAD16: Final = struct.Struct(">BH")
 _HEAD32: Final = struct.Struct(">BI")
 _HEAD64: Final = struct.Struct(">BQ")
 _FLOATS: Final = {25: ">e", 26: ">f", 27: ">d"}  # RFC 8949 §3.3, by additional information
-_LENGTHS: Final = {24: 1, 25: 2, 26: 4, 27: 8}  # RFC 8949 §3: bytes of argument, by additional information
+_ARGUMENTS: Final = {  # RFC 8949 §3, by additional information
+    info: struct.Struct(form) for info, form in ((24, ">B"), (25, ">H"), (26, ">I"), (27, ">Q"))
+}
 _INDEFINITE: Final = 31
 _BREAK: Final = 0xFF
 _KEPT: Final = 64  # arguments whose heads are made beforehand: registers, digests and short texts
@@ -89,20 +91,22 @@ def decode_prefix(data: bytes, *, max_depth: int = MAX_DEPTH) -> tuple[object, i
 
 
 def _item(data: bytes, at: int, depth: int) -> tuple[object, int]:
-    if at >= len(data):
-        raise CborError("the input ends where an item must begin", at)
-    first = data[at]
-    major, info = first >> 5, first & 31
+    try:
+        first = data[at]
+    except IndexError:
+        raise CborError("the input ends where an item must begin", at) from None
+    major, length, start = first >> 5, first & 31, at + 1
     if major == _SIMPLE:
-        return _simple(data, at, info)
-    length, start = (info, at + 1) if info < 24 else _argument(data, at, major, info)
+        return _simple(data, at, length)
+    if length >= 24:
+        length, start = _argument(data, at, major, length)
     if major == _UINT:
         return length, start
     if _BYTES <= major <= _TEXT:
-        end = start + length
-        if length < 0 or end > len(data):
+        content = data[start : start + length]
+        if len(content) != length:
             return _string(data, at, major, length, start)
-        return (data[start:end] if major == _BYTES else _text(data[start:end], start)), end
+        return (content if major == _BYTES else _text(content, start)), start + length
     if major == _NEGATIVE:
         return -1 - length, start
     if depth <= 0:
@@ -117,17 +121,15 @@ def _item(data: bytes, at: int, depth: int) -> tuple[object, int]:
 
 def _argument(data: bytes, at: int, major: int, info: int) -> tuple[int, int]:
     """The argument, from 24, of the head at `at` (-1: indefinite length), and the offset after it."""
-    if info == 24 and at + 1 < len(data):  # the most frequent: digests have it
-        return data[at + 1], at + 2
     if info == _INDEFINITE and _BYTES <= major <= _MAP:
         return -1, at + 1
-    size = _LENGTHS.get(info)
-    if size is None:
+    form = _ARGUMENTS.get(info)
+    if form is None:
         raise CborError(f"reserved additional information {info}", at)
-    end = at + 1 + size
-    if end > len(data):
-        raise CborError("the input ends inside a head", at)
-    return int.from_bytes(data[at + 1 : end]), end
+    try:
+        return form.unpack_from(data, at + 1)[0], at + 1 + form.size
+    except struct.error:
+        raise CborError("the input ends inside a head", at) from None
 
 
 def _simple(data: bytes, at: int, info: int) -> tuple[object, int]:

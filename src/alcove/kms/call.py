@@ -80,7 +80,7 @@ class Tools:
 class Call:
     """An authorized call; `key` is there for every operation that has one.
 
-    Nobody changes one. It is not frozen because one of this size then takes six times as long to make.
+    The service fills in the recipient, and nobody else changes one; frozen, it would take six times as long to make.
 
     Attributes:
         made: A key pair that was made for this call elsewhere, because it takes long (`material.KeyPending`).

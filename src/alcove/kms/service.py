@@ -164,7 +164,7 @@ class Service:
         trail.note_keys(tools.realm, call)
         trail.recipient = self._recipient(request, call)  # 3
         if trail.recipient:
-            call = replace(call, recipient=trail.recipient)
+            call.recipient = trail.recipient
         self._authorize(tools, call, trail)  # 4
         for key in call.keys:
             check_state(key, row.needs, tools.realm)  # 5

@@ -47,12 +47,13 @@ CALLER: Final = frozenset({
 })  # fmt: skip
 """Condition keys that say who calls."""
 _LOWER: Final = {name.lower(): name for name in _KEYS}
+_PCR_KEYS: Final = tuple(f"{ATTESTATION}pcr{index}" for index in range(ENCLAVE_PCRS))
 _PCR = re.compile(r"(pcr|nitrotpmpcr)(0|[1-9][0-9]?)", re.ASCII)
 
 
 def attestation_context(pcrs: Mapping[int, bytes]) -> dict[str, str]:
     """The condition keys that a document with these PCRs brings: lower-case hex under lower-case names."""
-    found = {f"{ATTESTATION}pcr{index}": value.hex() for index, value in pcrs.items()}
+    found = {_PCR_KEYS[index]: value.hex() for index, value in pcrs.items()}
     return found | ({f"{ATTESTATION}imagesha384": pcrs[0].hex()} if 0 in pcrs else {})
 
 
