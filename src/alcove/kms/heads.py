@@ -24,6 +24,7 @@ def log_name(path: Path) -> str:
 
 def note_head(store: KeyStore, log: str, head: str) -> None:
     """Remembers ``NUMBER:HASH`` of the last record that is on disk."""
+    log = _known_as(store, log)
     store.save_note(f"audit {log}", f"{head} {_mac(store, log, head)}")
 
 
@@ -33,6 +34,7 @@ def noted_head(store: KeyStore, log: str) -> tuple[int, str] | None:
     Raises:
         ValueError: What is there was not written by this service.
     """
+    log = _known_as(store, log)
     text = store.note(f"audit {log}")
     if text is None:
         return None
@@ -45,8 +47,13 @@ def noted_head(store: KeyStore, log: str) -> tuple[int, str] | None:
 
 def known_logs(store: KeyStore) -> list[Path]:
     """The logs of this machine of which the store remembers a record, whether they are still there or not."""
-    prefix = f"audit {log_name(Path('/'))}"
+    prefix = f"audit {_known_as(store, log_name(Path('/')))}"
     return [Path("/", name.removeprefix(prefix)) for name in store.notes(prefix)]
+
+
+def _known_as(store: KeyStore, log: str) -> str:
+    """Without its machine where the store is on the same one: a container has another host name each time."""
+    return log if store.shared else log.partition(":")[2]
 
 
 def _mac(store: KeyStore, log: str, head: str) -> str:

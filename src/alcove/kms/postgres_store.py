@@ -74,6 +74,7 @@ class PostgresStore(KeyTables, NameTables, RootTables):
     """One connection; use it from one thread at a time. Made by `open_postgres`."""
 
     _conflict = psycopg.errors.UniqueViolation
+    shared = True
 
     def __init__(self, url: str, place: RootPlace, account: str | None, *, exclusive: bool = False) -> None:
         super().__init__()

@@ -63,6 +63,7 @@ class SqliteStore(KeyTables, NameTables, RootTables):
     """One connection to one file; use it from one thread at a time. Made by `open_store`."""
 
     _conflict = sqlite3.IntegrityError
+    shared = False
 
     def __init__(self, path: Path, place: RootPlace, account: str | None, *, exclusive: bool = False) -> None:
         super().__init__()

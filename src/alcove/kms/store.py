@@ -99,6 +99,11 @@ class KeyStore(Protocol):
         """The account id that the store was made for, 12 digits."""
         ...
 
+    @property
+    def shared(self) -> bool:
+        """Whether servers on several machines may have it open."""
+        ...
+
     def derive(self, label: str) -> bytes:
         """A 32-byte secret that all processes of this store share."""
         ...
