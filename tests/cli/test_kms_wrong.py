@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 from pathlib import Path
 
+import psycopg
 import pytest
 from tests.cli.state_machine import BIN
 from tests.cli.test_kms import Machine
+from tests.unit.kms.postgres_harness import cluster
 
 pytestmark = pytest.mark.slow
 
@@ -102,3 +105,34 @@ def test_ctrl_c_ends_a_server_well(machine: Machine) -> None:
             os.killpg(process.pid, signal.SIGINT)  # a terminal tells every process of the group
             assert process.wait(timeout=60) == 0
             assert [line for line in process.stderr if "administrator" not in line] == []
+
+
+def test_a_disk_without_room(machine: Machine) -> None:
+    """One line when the store can take no more, and what was there is there still."""
+    machine.out("user", "add", "boss")
+    machine.prefix = ("prlimit", "--fsize=40000")  # bytes of a file, beyond which nothing is written
+    allow = {"Sid": "a" * 30_000, "Effect": "Allow", "Action": "kms:*", "Resource": "*"}
+    long = machine.file("long.json", {"Version": "2012-10-17", "Statement": allow})
+    told = machine.fails("user", "policy", "boss", *("--policy", long) * 3)
+    assert told.startswith("alcove: error: cannot use the store: ")
+    machine.prefix = ()
+    assert json.loads(machine.out("user", "policy", "boss")) == []
+
+
+def test_a_database_that_nobody_may_write_to(machine: Machine) -> None:
+    """A standby, or one that was made read-only: every command and a server say so in one line."""
+    with cluster() as server:
+        url = server.new_database()
+        machine.out("user", "add", "boss", "--store", url)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {connection.info.dbname} SET default_transaction_read_only=on")
+        assert machine.out("user", "list", "--store", url).startswith("boss")
+        for command in (
+            ("user", "add", "app"),
+            ("serve", "--listen", "127.0.0.1:0"),
+            ("serve", "--listen", "127.0.0.1:0", "--workers", "2"),
+        ):
+            told = machine.fails(*command, "--store", url)
+            assert "read-only" in told, told
+            assert "hint: it may be a standby" in told
+    assert "cannot open the store" in machine.fails("user", "list", "--store", url)

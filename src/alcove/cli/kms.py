@@ -66,6 +66,7 @@ def serve(arguments: argparse.Namespace) -> None:
     from alcove.kms.log import open_log, silent  # noqa: PLC0415
     from alcove.kms.server import ServeConfig  # noqa: PLC0415
     from alcove.kms.server import serve as serve_kms  # noqa: PLC0415
+    from alcove.kms.stores import one_line  # noqa: PLC0415
 
     guard()
     host, _, port = arguments.listen.rpartition(":")
@@ -98,7 +99,8 @@ def serve(arguments: argparse.Namespace) -> None:
         if made:
             output.say(f"made an administrator: export AWS_ENDPOINT_URL_KMS={url} AWS_SHARED_CREDENTIALS_FILE={made}")
 
-    serve_kms(config, ready=ready)
+    with one_line():
+        serve_kms(config, ready=ready)
 
 
 def _is_loopback(host: str) -> bool:

@@ -101,7 +101,7 @@ def opened(
         exclusive: Whether nobody else may have it open.
         place: Where its root key is, when that is known already.
     """
-    from alcove.kms.stores import open_store  # noqa: PLC0415 - other commands do not need the KMS
+    from alcove.kms.stores import one_line, open_store  # noqa: PLC0415 - other commands do not need the KMS
 
     guard()
     place, url = place or root_place(arguments), store_url(arguments.store)
@@ -109,7 +109,7 @@ def opened(
         raise UsageError(f"there is no root key {place.name}", hint="bring it from the server that made the store")
     if not create and not is_postgres(url):
         existing(store_path(arguments.store))
-    with contextlib.closing(open_store(url, place, exclusive=exclusive)) as store:
+    with one_line(), contextlib.closing(open_store(url, place, exclusive=exclusive)) as store:
         yield store
 
 

@@ -31,7 +31,7 @@ from alcove.kms.audit import AuditLog
 from alcove.kms.config import ServeConfig
 from alcove.kms.rootkey import RootKey
 from alcove.kms.rootplace import KnownRoot
-from alcove.kms.stores import open_store
+from alcove.kms.stores import one_line, open_store
 from alcove.kms.worker import Worker, new_metrics
 
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
@@ -154,8 +154,10 @@ class Supervisor:
             self._work(slot, tells)
             status = 0
         except AlcoveError as error:
-            with contextlib.suppress(OSError):
+            try:
                 os.write(tells, json.dumps([type(error).__name__, error.message, error.hint]).encode())
+            except OSError:  # it has served already, and nobody listens any more
+                self._config.log("worker cannot go on", number=slot.number + 1, error=error.message)
         except BaseException:  # noqa: BLE001 - nothing may come back into the supervisor's code
             traceback.print_exc()
         finally:
@@ -165,6 +167,7 @@ class Supervisor:
         config = self._config
         path = audit_path(config, slot.number)
         with (
+            one_line(),
             contextlib.closing(open_store(config.store, config.root_key)) as store,
             contextlib.closing(AuditLog(path)) as audit,
         ):
