@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.unit.kms.in_process import PEER, InProcess, in_process
 
 from alcove.kms.claim import SignedRequest
+from alcove.kms.policy.document import parse_policy
 
 pytestmark = pytest.mark.slow
 
@@ -80,3 +82,17 @@ def test_strangers_leave_nothing(tmp_path: Path, name: str) -> None:
         finally:
             tracemalloc.stop()
     assert grown < MOST
+
+
+def test_large_policies_are_kept_in_bounds() -> None:
+    """Whoever may change policies makes large ones, again and again: a few hundred of them stay, not thousands."""
+    statement = {"Effect": "Allow", "Principal": "*", "Action": ["kms:*"] * 3500, "Resource": "*"}
+    tracemalloc.start()
+    try:
+        for number in range(600):
+            parse_policy(json.dumps({"Statement": [{"Sid": f"{number}", **statement}]}))
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert grown < 80_000_000

@@ -17,6 +17,7 @@ from alcove.kms.policy.principals import Principal, parse_principals
 from alcove.kms.policy.text import variables_of
 
 MAX_POLICY_BYTES: Final = 32_768  # §8.6, the service's quota
+USUAL_POLICY: Final = 4096  # characters
 VARIABLES_VERSION: Final = "2012-10-17"
 INVALID_PRINCIPALS: Final = "Policy contains a statement with one or more invalid principals."
 OVERLY_PERMISSIVE: Final = (
@@ -91,13 +92,16 @@ def malformed(message: str) -> KmsError:
     return KmsError("MalformedPolicyDocumentException", message)
 
 
-@functools.lru_cache(maxsize=4096)
 def parse_policy(text: str, kind: PolicyKind = PolicyKind.KEY) -> PolicyDocument:
-    """A policy from its JSON text; a pure function of it, so its results are kept.
+    """A policy from its JSON text; a pure function of it, so its results are kept: more of those of usual length.
 
     Raises:
         KmsError: LimitExceededException, or MalformedPolicyDocumentException that says what is wrong and where.
     """
+    return (_usual if len(text) <= USUAL_POLICY else _long)(text, kind)
+
+
+def _parse(text: str, kind: PolicyKind) -> PolicyDocument:
     if len(text.encode()) > MAX_POLICY_BYTES:
         raise KmsError("LimitExceededException", f"a policy has at most {MAX_POLICY_BYTES} bytes")
     try:
@@ -115,6 +119,11 @@ def parse_policy(text: str, kind: PolicyKind = PolicyKind.KEY) -> PolicyDocument
         raise malformed("a policy needs at least one statement")
     parsed = tuple(_statement(statement, index, kind) for index, statement in enumerate(statements, 1))
     return PolicyDocument(kind, version == VARIABLES_VERSION, parsed)
+
+
+# What is parsed has up to eight times the bytes of its text: the largest that these can keep is some 200 MB.
+_usual = functools.lru_cache(maxsize=4096)(_parse)
+_long = functools.lru_cache(maxsize=256)(_parse)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
