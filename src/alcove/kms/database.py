@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from alcove.kms.rootkey import RootKey
 
-MAX_REMEMBERED: Final = 8192  # rows; some 2 KiB each, unless policies are large
+MAX_REMEMBERED: Final = 8192  # rows and parsed keys; some 2 KiB each, unless policies are large
 T = TypeVar("T")
 
 

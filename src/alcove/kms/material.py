@@ -136,6 +136,10 @@ def private_key(material: bytes) -> Any:
 
 
 def public_half(material: bytes) -> bytes:
-    """SubjectPublicKeyInfo, DER."""
-    public = private_key(material).public_key()
-    return bytes(public.public_bytes(_DER, serialization.PublicFormat.SubjectPublicKeyInfo))
+    """The public half of stored material: SubjectPublicKeyInfo, DER."""
+    return public_bytes(private_key(material))
+
+
+def public_bytes(key: Any) -> bytes:
+    """The public half of a private key: SubjectPublicKeyInfo, DER."""
+    return bytes(key.public_key().public_bytes(_DER, serialization.PublicFormat.SubjectPublicKeyInfo))

@@ -180,6 +180,10 @@ class KeyStore(Protocol):
         """Unwrapped key material."""
         ...
 
+    def private_key(self, key: Key, material_id: str) -> Any:
+        """The parsed private key of a pair's material, or None; it is in memory for as long as the material is."""
+        ...
+
     def save_usages(self, usages: Sequence[Usage]) -> None:
         """Writes the last uses of keys; keys that are gone are left out."""
         ...

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from alcove.kms.database import Tables, insert
 from alcove.kms.keys import Key, KeyState, Material
+from alcove.kms.material import private_key
 
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS keys (
@@ -98,6 +99,15 @@ class KeyTables(Tables):
             return self._root.unwrap(row[0], _material_name(key.key_id, material_id)) if row and row[0] else None
 
         return self._remember(("material", key.region, key.key_id, material_id), read)
+
+    def private_key(self, key: Key, material_id: str) -> Any:
+        """The parsed private key of a pair's material, remembered as the material is: parsing can cost a signature."""
+
+        def read() -> Any:
+            material = self.material(key, material_id)
+            return None if material is None else private_key(material)
+
+        return self._remember(("private key", key.region, key.key_id, material_id), read)
 
     def purge(self, now: float) -> list[tuple[str, str]]:
         """Erases keys whose deletion date has come, from the file, its log and its free pages."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from tests.unit.kms.server_harness import ROOT_ARN, client, config, refused, run
 
 from alcove.errors import MachineError, UsageError
 from alcove.kms.keys import Key, Material
+from alcove.kms.material import make_pair, public_bytes, public_half
 from alcove.kms.postgres_store import BOUND, PostgresStore
 from alcove.kms.rootplace import RootPlace
 from alcove.kms.stores import Store, open_store
@@ -61,6 +63,24 @@ def test_what_one_writes_the_other_sees(two: tuple[Store, Store]) -> None:
     eventually(lambda: other.key(REGION, "a") == changed)
     assert one.purge(3.0) == [("us-east-1", "a")]
     eventually(lambda: other.key(REGION, "a") is None)
+
+
+def test_a_parsed_key_is_remembered_as_long_as_its_material(two: tuple[Store, Store]) -> None:
+    """The same object until something changes; gone for both views, and from their memory, when it is erased."""
+    one, other = two
+    one.create_key(key("a", spec="ECC_NIST_P256"))
+    pair = make_pair("ECC_NIST_P256")
+    one.save_material(key("a"), Material("11" * 32, 0), pair)
+    parsed = [store.private_key(key("a"), "11" * 32) for store in two]
+    assert [public_bytes(found) for found in parsed] == [public_half(pair)] * 2
+    assert one.private_key(key("a"), "11" * 32) is parsed[0]
+    held = [sys.getrefcount(found) for found in parsed]
+    one.save_material(key("a"), Material("11" * 32, 0, present=False), None)
+    eventually(lambda: one.private_key(key("a"), "11" * 32) is None)
+    eventually(lambda: other.private_key(key("a"), "11" * 32) is None)
+    assert [sys.getrefcount(found) for found in parsed] == [count - 1 for count in held]
+    with one.transaction():
+        assert one.private_key(key("b"), "11" * 32) is None
 
 
 def test_material_is_kept_and_erased(two: tuple[Store, Store]) -> None:

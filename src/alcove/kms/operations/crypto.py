@@ -10,8 +10,7 @@ from typing import Any, Final
 from alcove.kms import blob, oaep
 from alcove.kms.call import Call, Tools
 from alcove.kms.errors import KmsError, validation
-from alcove.kms.material import private_key
-from alcove.kms.operations.deliver import arn, deliver, material, seal
+from alcove.kms.operations.deliver import arn, deliver, private_key, seal
 from alcove.kms.specs import SYMMETRIC
 
 DATA_KEY_BYTES: Final = {"AES_256": 32, "AES_128": 16}
@@ -23,7 +22,7 @@ def encrypt(tools: Tools, call: Call) -> dict[str, Any]:
     if algorithm == SYMMETRIC:
         sealed = seal(tools, call, plaintext)
     else:
-        sealed = oaep.encrypt(private_key(material(tools, call)).public_key(), algorithm, plaintext)
+        sealed = oaep.encrypt(private_key(tools, call).public_key(), algorithm, plaintext)
     return {"CiphertextBlob": sealed, "KeyId": arn(tools, call), "EncryptionAlgorithm": algorithm}
 
 
@@ -32,7 +31,7 @@ def decrypt(tools: Tools, call: Call) -> dict[str, Any]:
     algorithm = call.params.get("EncryptionAlgorithm", SYMMETRIC)
     answer = {"KeyId": arn(tools, call), "EncryptionAlgorithm": algorithm}
     if algorithm != SYMMETRIC:
-        plaintext = oaep.decrypt(private_key(material(tools, call)), algorithm, call.params["CiphertextBlob"])
+        plaintext = oaep.decrypt(private_key(tools, call), algorithm, call.params["CiphertextBlob"])
         return answer | deliver(tools, call, plaintext)
     plaintext, material_id = _open(tools, call)
     if call.recipient is None:

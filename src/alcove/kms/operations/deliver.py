@@ -6,11 +6,13 @@ and there is no path on which both could be there.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from alcove.kms import blob, recipient
 from alcove.kms.call import Call, Tools
 from alcove.kms.errors import KmsError
+
+T = TypeVar("T")
 
 
 def arn(tools: Tools, call: Call) -> str:
@@ -21,7 +23,16 @@ def arn(tools: Tools, call: Call) -> str:
 def material(tools: Tools, call: Call) -> bytes:
     """The current material of the call's key."""
     key = call.the_key
-    found = tools.store.material(key, key.material_id)
+    return _there(tools.store.material(key, key.material_id))
+
+
+def private_key(tools: Tools, call: Call) -> Any:
+    """The private key of the call's key, which is a pair."""
+    key = call.the_key
+    return _there(tools.store.private_key(key, key.material_id))
+
+
+def _there(found: T | None) -> T:
     if found is None:
         raise KmsError("KMSInternalException", because="the key has no material")
     return found

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from alcove.kms import signatures
 from alcove.kms.call import Call, Tools
 from alcove.kms.errors import KmsError, validation
-from alcove.kms.material import new_material, private_key, public_half
-from alcove.kms.operations.deliver import arn, deliver, material, seal
+from alcove.kms.material import new_material, public_bytes, public_half
+from alcove.kms.operations.deliver import arn, deliver, material, private_key, seal
 from alcove.kms.specs import MEMBERS, SPECS, spec_of
 
 
@@ -25,7 +25,7 @@ def get_public_key(tools: Tools, call: Call) -> dict[str, Any]:
     key = call.the_key
     return {
         "KeyId": arn(tools, call),
-        "PublicKey": public_half(material(tools, call)),
+        "PublicKey": public_bytes(private_key(tools, call)),
         "CustomerMasterKeySpec": key.spec,
         "KeySpec": key.spec,
         "KeyUsage": key.usage,
@@ -37,7 +37,7 @@ def sign(tools: Tools, call: Call) -> dict[str, Any]:
     """Sign."""
     params = call.params
     algorithm, kind = params["SigningAlgorithm"], params.get("MessageType", signatures.RAW)
-    signature = signatures.sign(private_key(material(tools, call)), algorithm, params["Message"], kind)
+    signature = signatures.sign(private_key(tools, call), algorithm, params["Message"], kind)
     return {"KeyId": arn(tools, call), "Signature": signature, "SigningAlgorithm": algorithm}
 
 
@@ -45,7 +45,7 @@ def verify(tools: Tools, call: Call) -> dict[str, Any]:
     """Verify: never false; a signature that does not hold is an error."""
     params = call.params
     algorithm, kind = params["SigningAlgorithm"], params.get("MessageType", signatures.RAW)
-    public = private_key(material(tools, call)).public_key()
+    public = private_key(tools, call).public_key()
     signatures.verify(public, algorithm, params["Message"], kind, params["Signature"])
     return {"KeyId": arn(tools, call), "SignatureValid": True, "SigningAlgorithm": algorithm}
 
@@ -69,7 +69,7 @@ def _mac(tools: Tools, call: Call) -> bytes:
 
 def derive_shared_secret(tools: Tools, call: Call) -> dict[str, Any]:
     """DeriveSharedSecret: the raw x coordinate, to the caller or to the recipient alone."""
-    secret = private_key(material(tools, call)).exchange(ec.ECDH(), peer_key(call))
+    secret = private_key(tools, call).exchange(ec.ECDH(), peer_key(call))
     answer = {
         "KeyId": arn(tools, call),
         "KeyAgreementAlgorithm": call.params["KeyAgreementAlgorithm"],
@@ -104,14 +104,14 @@ def check_peer_key(tools: Tools, call: Call) -> None:
 
 def encapsulate(tools: Tools, call: Call) -> dict[str, Any]:
     """Encapsulate: a fresh secret, and the same for the holder of the key."""
-    secret, ciphertext = private_key(material(tools, call)).public_key().encapsulate()
+    secret, ciphertext = private_key(tools, call).public_key().encapsulate()
     return _encapsulated(tools, call, secret) | {"SharedSecretCiphertextBlob": ciphertext}
 
 
 def decapsulate(tools: Tools, call: Call) -> dict[str, Any]:
     """Decapsulate: a wrong length is an error, anything else gives a secret that nobody shares (FIPS 203 §6.3)."""
     try:
-        secret = private_key(material(tools, call)).decapsulate(call.params["SharedSecretCiphertextBlob"])
+        secret = private_key(tools, call).decapsulate(call.params["SharedSecretCiphertextBlob"])
     except ValueError:
         raise KmsError("InvalidCiphertextException", because="a wrong length") from None
     return _encapsulated(tools, call, secret)
