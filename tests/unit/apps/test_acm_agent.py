@@ -198,6 +198,7 @@ def test_a_dead_enclave_is_replaced_and_its_keys_restored(kms: Parts, tmp_path: 
         assert running.launcher.starts == 2
 
 
+@pytest.mark.slow
 def test_an_enclave_that_does_not_answer_is_replaced(
     kms: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

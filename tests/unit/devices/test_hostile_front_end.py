@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -26,6 +27,8 @@ from alcove.testing.fake_guest import USER_BASE, FakeGuest
 from alcove.testing.front_end import FrontEnd
 from alcove.testing.step_reactor import StepReactor
 from alcove.types import Cid
+
+pytestmark = pytest.mark.slow  # many cases: some twenty seconds for a device
 
 SIZES = (2, 8)  # entries of the two rings
 MEMORY = 4 << 20

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
@@ -26,6 +27,8 @@ from alcove.devices.vsock.packet import Header, Op, Shutdown
 from alcove.testing.fake_drivers import FakeVsockDriver
 
 from .conftest import LoopThread, VsockRig
+
+pytestmark = pytest.mark.slow  # many cases: some twenty seconds for a device
 
 SIZES = st.sampled_from([1, 2, 100, 4096, 65536])
 ROOM = st.sampled_from([1500, 4096, 65536, BUFFER])
