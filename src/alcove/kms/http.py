@@ -1,7 +1,7 @@
 """The HTTP face of the service: which request is for whom, and no answer before its record is durable (kms.md §1, §24).
 
-The records of all requests that came in one turn of the event loop are made durable together, then their answers leave:
-one wait for the disk serves them all.
+The records of requests that come in one turn of the event loop after another are made durable together, then their
+answers leave: one wait for the disk serves them all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from alcove.kms.metrics import CONTENT_TYPE, OTHER, Metrics, outcome_of
 from alcove.kms.service import Service
 from alcove.kms.sts import Sts, is_sts
 
+MAX_TOGETHER: Final = 32  # answers for which one does not wait for more; they then wait for the disk
 MAX_MAKERS: Final = 2  # RSA keys that are being made at once
 _METHODS: Final = ("POST", "GET")
 STS: Final = "sts"  # as an operation that is counted
@@ -64,6 +65,7 @@ class KmsFace:
         self._watch = watch
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[Respond, Answer, str, float]] = []  # with operation, and when it began
+        self._seen = 0  # of them a turn ago
         self._makers = asyncio.Semaphore(MAX_MAKERS)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -104,12 +106,20 @@ class KmsFace:
 
     def _answer(self, respond: Respond, answer: Answer, operation: str, began: float) -> None:
         if not self._waiting:
-            self._loop.call_soon(self.release)
+            self._loop.call_soon(self._gather)
         self._waiting.append((respond, answer, operation, began))
+
+    def _gather(self) -> None:
+        """Waits for as long as every turn brings more; a turn in which nothing comes costs much less than the disk."""
+        if self._seen < len(self._waiting) < MAX_TOGETHER:
+            self._seen = len(self._waiting)
+            self._loop.call_soon(self._gather)
+        else:
+            self.release()
 
     def release(self) -> None:
         """Makes the records of the answers that wait durable, and lets them go; without a record, as faults."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._seen = self._waiting, [], 0
         lost = False
         try:
             self._commit()
