@@ -84,19 +84,10 @@ class PostgresStore(KeyTables, NameTables, RootTables):
         self._latest: object = None
         try:
             self._make()
-            self._root = self._open_root(place, account)
-            self._account = str(self._meta("account"))
+            self._identify(place, account)
         except BaseException:
             self.close()
             raise
-        if account is not None and account != self._account:
-            self.close()
-            raise UsageError(f"the store belongs to account {self._account}, not {account}")
-
-    @property
-    def account(self) -> str:
-        """The account id that the store was made for, 12 digits."""
-        return self._account
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

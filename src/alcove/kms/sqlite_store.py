@@ -78,19 +78,10 @@ class SqliteStore(KeyTables, NameTables, RootTables):
             with self.transaction():
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     self._database.execute(statement)
-            self._root = self._open_root(place, account)
-            self._account = str(self._meta("account"))
+            self._identify(place, account)
         except BaseException:
             self.close()
             raise
-        if account is not None and account != self._account:
-            self.close()
-            raise UsageError(f"the store {path} belongs to account {self._account}, not {account}")
-
-    @property
-    def account(self) -> str:
-        """The account id that the store was made for, 12 digits."""
-        return self._account
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

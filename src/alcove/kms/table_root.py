@@ -32,7 +32,12 @@ _VERIFIER: Final = b"this store was made under this root key"
 
 
 class RootTables(UserTables):
-    """The part of a store that has the root key."""
+    """The part of a store that has the root key, and whose store it is."""
+
+    @property
+    def account(self) -> str:
+        """The account id that the store was made for, 12 digits."""
+        return self._account
 
     @property
     def fingerprint(self) -> str:
@@ -105,6 +110,13 @@ class RootTables(UserTables):
         for *names, wrapped in self._database.execute(query).fetchall():
             name = form.format(*names)
             self._database.execute(update, (new.wrap(self._root.unwrap(wrapped, name), name), *names))
+
+    def _identify(self, place: RootPlace, account: str | None) -> None:
+        """The root key and the account; of a new store they are settled by this."""
+        self._root = self._open_root(place, account)
+        self._account = str(self._meta("account"))
+        if account is not None and account != self._account:
+            raise UsageError(f"the store belongs to account {self._account}, not {account}")
 
     def _open_root(self, place: RootPlace, account: str | None) -> RootKey:
         """The root key. It is opened before the database is locked: somebody may be typing a passphrase."""
