@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.net_parent import service
 
 from alcove.enclave.allocator import required_mib
 
@@ -127,5 +129,27 @@ def test_the_python_template_is_small_the_same_each_time_and_runs(cli: Any, tmp_
     try:
         answer = json.loads(say_to(cli, "vault", '{"environment": {"AWS_REGION": "us-east-1"}}\n'))
         assert answer == {"error": "KeyError: 'ciphertext'"}
+    finally:
+        cli.terminate(started)
+
+
+def test_the_node_template_runs(cli: Any, tmp_path: Path) -> None:
+    """As its README has it: an HTTP server in Node.js, not in debug mode, reached through a pipe and as a TCP port."""
+    project = new(cli, tmp_path, "site", "node")
+    made = cli("alcove", "rootfs", project / "rootfs.tar", "--with", "node")
+    assert made.returncode == 0, made.stderr
+    eif = tmp_path / "site.eif"
+    cli.json("nitro-cli", "build-enclave", "--docker-dir", project, "--docker-uri", "site:test", "--output-file", eif)
+    memory = max(1024, required_mib(eif.stat().st_size))
+    started = cli.run_enclave(eif, "--enclave-name", "site", memory=memory)
+    try:
+        head, _, body = say_to(cli, "site", "GET /a HTTP/1.0\r\n\r\n").partition("\n\n")
+        assert head.startswith("HTTP/1.1 200 OK\n")
+        assert json.loads(body) == {"enclave": "site", "path": "/a"}
+        with (
+            service(cli.environment, "alcove", "publish", "site", "-p", "0:5000", ready="leads to") as (_, line),
+            urllib.request.urlopen(f"http://{line.split()[0]}/b", timeout=SECONDS) as answer,
+        ):
+            assert json.load(answer) == {"enclave": "site", "path": "/b"}
     finally:
         cli.terminate(started)

@@ -1,6 +1,7 @@
 """In the enclave: what comes on a vsock port goes to a TCP server on the enclave's loopback.
 
-An ordinary server is reached so; one that listens on vsock itself needs nothing of this.
+An ordinary server is reached so; one that listens on vsock itself needs nothing of this. Who calls before the server
+has started waits for it, for a while: the parent sees a port that listens, and not what is behind it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from alcove.proxy.service import accept, connect_tcp, forwarder, until
 from alcove.vsock import Listener
 
 LOOPBACK: Final = "127.0.0.1"
+START_SECONDS: Final = 60.0  # for a server to begin to listen; afterwards, or once it did, a refusal is passed on
+_PAUSE: Final = 0.1
 
 
 async def serve(mappings: Sequence[Mapping], stop: asyncio.Event, ready: Callable[[], None]) -> None:
@@ -45,8 +48,20 @@ async def serve(mappings: Sequence[Mapping], stop: asyncio.Event, ready: Callabl
 def _dial(mapping: Mapping) -> Callable[[socket.socket, Any], Any]:
     host = mapping.host or LOOPBACK
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    loop = asyncio.get_running_loop()
+    started_by = loop.time() + START_SECONDS
 
     async def dial(_stream: socket.socket, _peer: Any) -> socket.socket:
-        return await connect_tcp(family, (host, mapping.target))
+        nonlocal started_by
+        while True:
+            try:
+                stream = await connect_tcp(family, (host, mapping.target))
+            except ConnectionRefusedError:
+                if loop.time() >= started_by:
+                    raise
+                await asyncio.sleep(_PAUSE)
+            else:
+                started_by = 0.0  # it has
+                return stream
 
     return dial

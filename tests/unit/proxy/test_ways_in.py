@@ -132,16 +132,34 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
 
 
 def test_a_tcp_server_of_the_enclave_is_reached_by_vsock(run_directory: Path) -> None:
-    """A vsock port leads to the loopback; a server that is not up yet closes that connection and nothing else."""
+    """A vsock port leads to the loopback; who calls early waits; a server that has gone ends one connection only."""
 
     async def tell() -> None:
         port = free_port()
         async with serving(partial(ingress.serve, [Mapping("", 443, port)])):
             path = run_directory / "vsock" / "443.sock"
-            assert await ask_unix(path, b"abc") == b""
+            early = asyncio.create_task(ask_unix(path, b"early"))
+            await asyncio.sleep(0.2)  # it has been refused by then, more often than not
             server = await asyncio.start_server(echo_at_end, "127.0.0.1", port)
             async with server:
+                assert await early == b"ylrae"
                 assert await ask_unix(path, b"abc") == b"cba"
+            assert await ask_unix(path, b"late") == b""
+            async with await asyncio.start_server(echo_at_end, "127.0.0.1", port):
+                assert await ask_unix(path, b"again") == b"niaga"
         assert not path.exists()
+
+    story(tell)
+
+
+def test_a_server_that_never_starts_is_waited_for_no_longer_than_that(
+    run_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then callers are hung up on."""
+    monkeypatch.setattr(ingress, "START_SECONDS", 0.3)
+
+    async def tell() -> None:
+        async with serving(partial(ingress.serve, [Mapping("", 443, free_port())])):
+            assert await ask_unix(run_directory / "vsock" / "443.sock", b"abc") == b""
 
     story(tell)
