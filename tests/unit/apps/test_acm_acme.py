@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,9 +17,11 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from josepy.jwk import JWKRSA
 from tests.unit.apps.acm_device import certificate, ec_key, rsa_key
 
 from alcove.apps.acm.acme_client import issuer
+from alcove.apps.acm.acme_proofs import ACME_IDENTIFIER, ACME_TLS, TlsAlpn01, proving
 from alcove.apps.acm.certificates import check_chain, read_chain
 from alcove.apps.acm.provisioning import signing_request
 from alcove.apps.acm.settings import TokenSettings
@@ -38,10 +42,11 @@ def free_port() -> int:
 
 
 class Pebble:
-    """The server, which proves names at `http_port` of this machine."""
+    """The server, which proves names at `http_port` and `tls_port` of this machine."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory, self.port, self.http_port = directory, free_port(), free_port()
+        self.directory, self.port = directory, free_port()
+        self.http_port, self.tls_port = free_port(), free_port()
         tls = certificate(ec_key(), "localhost")
         (directory / "tls.pem").write_bytes(tls.public_bytes(Encoding.PEM))
         key = ec_key().private.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
@@ -52,7 +57,7 @@ class Pebble:
             "certificate": str(directory / "tls.pem"),
             "privateKey": str(directory / "tls.key"),
             "httpPort": self.http_port,
-            "tlsPort": free_port(),
+            "tlsPort": self.tls_port,
             "ocspResponderURL": "",
             "externalAccountBindingRequired": False,
         }
@@ -126,15 +131,56 @@ def test_names_are_proved_in_a_directory_too(pebble: Pebble, tmp_path: Path) -> 
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_names_are_proved_in_a_handshake_too(pebble: Pebble) -> None:
+    """TLS-ALPN-01 (RFC 8737) on a port of ours, again with the same account; the port is free again afterwards."""
+    settings = pebble.token(http_port=None, tls_port=pebble.tls_port)
+    for _ in range(2):
+        chain = read_chain(issuer(settings)(request_for("localhost")))
+        check_chain(chain, ec_key(), datetime.now(UTC) + timedelta(seconds=5), ["localhost"])
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", pebble.tls_port)) != 0
+
+
+def test_a_proof_s_certificate_is_for_one_name_and_has_its_own_key() -> None:
+    """What stands in it is RFC 8737's; a name that is not proved gets an alert."""
+    port, account = free_port(), JWKRSA(key=rsa_key().private)
+    seen: list[x509.Certificate] = []
+    with proving({"tls_port": port}) as (kind, publish):
+        assert kind is TlsAlpn01
+        for name in ("A.example", "b.example"):
+            publish(name, TlsAlpn01(token=name.encode().ljust(16, b"-")), account)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_alpn_protocols(["http/1.1", ACME_TLS])
+        for name in ("a.example", "b.example"):
+            with (
+                socket.create_connection(("127.0.0.1", port), 20) as plain,
+                context.wrap_socket(plain, server_hostname=name) as secure,
+            ):
+                assert secure.selected_alpn_protocol() == ACME_TLS
+                seen.append(x509.load_der_x509_certificate(secure.getpeercert(binary_form=True) or b""))
+        with (
+            socket.create_connection(("127.0.0.1", port), 20) as plain,
+            pytest.raises(ssl.SSLError, match=r"(?i)unrecognized.name"),
+        ):
+            context.wrap_socket(plain, server_hostname="c.example")
+    assert seen[0].public_key() != seen[1].public_key()
+    digest = hashlib.sha256(TlsAlpn01(token=b"A.example".ljust(16, b"-")).key_authorization(account).encode()).digest()
+    found = seen[0].extensions.get_extension_for_oid(ACME_IDENTIFIER)
+    assert found.critical
+    assert found.value.value == b"\x04\x20" + digest  # type: ignore[attr-defined]
+
+
 def test_what_the_server_refuses_is_one_sentence(pebble: Pebble, tmp_path: Path) -> None:
     """A name that is not proved, no server, a server that is not trusted, no way to prove."""
     unproved = pebble.token(http_port=None, webroot=str(tmp_path))
     away = pebble.token(directory_url=f"https://localhost:{free_port()}/dir")
     (tmp_path / "other.pem").write_bytes(certificate(rsa_key(), "localhost").public_bytes(Encoding.PEM))
     strange = pebble.token(ca_file=str(tmp_path / "other.pem"))
-    for settings in (unproved, away, strange):
+    unanswered = pebble.token(http_port=None, tls_port=free_port())  # the server asks at another port
+    for settings in (unproved, unanswered, away, strange):
         with pytest.raises(MachineError, match="the ACME server did not issue") as caught:
             issuer(settings)(request_for("localhost"))
         assert "\n" not in caught.value.message
-    with pytest.raises(AlcoveError, match="has a webroot or an http_port"):
+    with pytest.raises(AlcoveError, match="has a webroot, an http_port or a tls_port"):
         issuer(pebble.token(http_port=None))(request_for("localhost"))
