@@ -65,7 +65,7 @@ class Stack:
         return self.directory / "ca" / "ca.pem"
 
     def pid(self, name: str) -> int:
-        """The process of a part: kms, proxy or agent."""
+        """The process of a part: kms or agent."""
         return self._parts[name].pid
 
     def status(self) -> dict[str, Any]:
@@ -82,11 +82,10 @@ class Stack:
         self.nginx()
 
     def prepare(self) -> None:
-        """KMS, its key, the image that may use it, and the way from there to the KMS."""
+        """KMS, its key, and the image that may use it."""
         self._kms()
         self.key = self._key()
         self._allow(self.key, self._image(self.key))
-        self._proxy()
 
     def _kms(self) -> None:
         certificate, key = self.directory / "ca.pem", self.directory / "kms.key"
@@ -145,11 +144,6 @@ class Stack:
             "--output-file", self.directory / "acm.eif",
         )  # fmt: skip
         return str(json.loads(built)["Measurements"]["PCR0"])
-
-    def _proxy(self) -> None:
-        allow = self.directory / "allow.yaml"
-        allow.write_text(f"allowlist:\n- {{address: {NAME}, port: {self.kms_port}}}\n")
-        self.start("proxy", "vsock-proxy", "8000", NAME, self.kms_port, "--config", allow)
 
     def agent(self, *more_tokens: str) -> None:
         """The agent, with a token whose key is born in the enclave, and more tokens as YAML."""

@@ -18,6 +18,10 @@ BACKLOG: Final = 1024  # the kernel cuts it to net.core.somaxconn
 MODE: Final = 0o600
 
 
+class TakenError(MachineError):
+    """Another program listens there."""
+
+
 @contextmanager
 def listening(path: Path, backlog: int = BACKLOG) -> Iterator[socket.socket]:
     """A listening, non-blocking socket at `path`, mode 0600; gone when the context ends.
@@ -26,7 +30,8 @@ def listening(path: Path, backlog: int = BACKLOG) -> Iterator[socket.socket]:
     replaced when nobody answers on it.
 
     Raises:
-        MachineError: Somebody answers there, the path is no socket, or it cannot be made.
+        TakenError: Somebody answers there.
+        MachineError: The path is no socket, or it cannot be made.
     """
     try:
         listener, mark = _create(path, backlog)
@@ -74,7 +79,7 @@ def _remove_stale(path: Path) -> None:
             return
         except TimeoutError:
             pass  # a full backlog: somebody is there
-    raise MachineError(f"{path}: another program listens there", hint="end it first, or take another port")
+    raise TakenError(f"{path}: another program listens there", hint="end it first, or take another port")
 
 
 def _mark(path: Path) -> tuple[int, int]:

@@ -76,10 +76,10 @@ class Machineless:
 
     async def _serve(self, place: Path, ready: threading.Event) -> None:
         loop = asyncio.get_running_loop()
-        slots = Slots(loop.time)
+        slots, way = Slots(loop.time), self._directory / "vsock" / "8000.sock"
         provisioner = Provisioner(
-            slots, self._policy, self._parts.connect, Nsm(self._parts.nsm), now=lambda: datetime.now(UTC),
-            atomically=between_requests(loop),
+            slots, self._policy, lambda envelope: self._parts.connect(envelope, way), Nsm(self._parts.nsm),
+            now=lambda: datetime.now(UTC), atomically=between_requests(loop),
         )  # fmt: skip
         device = P11Server(slots, self.log.append)
         servers = [

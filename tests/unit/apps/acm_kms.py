@@ -37,6 +37,20 @@ class Tcp:
         return socket.create_connection(("127.0.0.1", self._port), 30)
 
 
+class ParentsPort:
+    """The same through the socket where an enclave's connection to a port of its parent arrives."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def connect(self) -> socket.socket:
+        """A fresh stream."""
+        stream = socket.socket(socket.AF_UNIX)
+        stream.settimeout(30)
+        stream.connect(str(self._path))
+        return stream
+
+
 class Clock:
     """Seconds that go when they are told to."""
 
@@ -64,12 +78,12 @@ class Parts:
         made = Provisioner(slots, chosen, self.connect, Nsm(self.nsm), now=lambda: datetime.now(UTC))
         return made, slots
 
-    def connect(self, envelope: Envelope) -> AttestedKms:
-        """The SDK's own client."""
+    def connect(self, envelope: Envelope, port: Path | None = None) -> AttestedKms:
+        """The SDK's own client, by TCP or through a port of the parent's."""
         secret = Credentials(envelope.access_key_id, envelope.secret_access_key, envelope.session_token)
         return AttestedKms(
-            envelope.region, secret, envelope.endpoint, ca_file=str(self.kms.ca_file), transport=Tcp(self.kms.port),
-            attester=Nsm(self.nsm),
+            envelope.region, secret, envelope.endpoint, ca_file=str(self.kms.ca_file),
+            transport=Tcp(self.kms.port) if port is None else ParentsPort(port), attester=Nsm(self.nsm),
         )  # fmt: skip
 
     def envelope(self, **change: Any) -> dict[str, Any]:

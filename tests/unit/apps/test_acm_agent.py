@@ -22,13 +22,15 @@ from tests.unit.apps.acm_enclave import Machineless
 from tests.unit.apps.acm_kms import Parts, chain_pem, parts, pem
 from tests.unit.apps.test_acm_server import Wire
 
-from alcove.apps.acm import relay
+from alcove.apps.acm import kms_proxy, relay
 from alcove.apps.acm.agent import Agent, Place
 from alcove.apps.acm.cryptoki import Cka, Ckm, Cko, Refused
 from alcove.apps.acm.provisioning import ImagePolicy
-from alcove.apps.acm.settings import parse
+from alcove.apps.acm.settings import KmsSettings, parse
 from alcove.apps.acm.values import Attribute, Mechanism
-from alcove.errors import InputError
+from alcove.errors import InputError, UsageError
+from alcove.proxy.allowlist import Route
+from alcove.proxy.vsock_proxy import ProxyConfig, VsockProxy
 
 PATIENCE = 60.0
 
@@ -125,13 +127,14 @@ def agent(
     *tokens: dict[str, Any],
     verify: Callable[..., None] = lambda *_: None,
     policy: ImagePolicy | None = None,
+    kms_settings: dict[str, str] | None = None,
     **options: Any,
 ) -> Iterator[Running]:
     """An agent that runs as long as the context lasts."""
     launcher = Machineless(directory, kms, policy or ImagePolicy((kms.key_id,)))
     document = {
         "enclave": {"cpu_count": 2, "memory_mib": 512},
-        "kms": {"endpoint": f"localhost:{kms.kms.port}", "key_id": kms.key_id},
+        "kms": {"endpoint": f"localhost:{kms.kms.port}", "key_id": kms.key_id} | (kms_settings or {}),
         "options": {"sync_interval_secs": 1, "pid_file": str(directory / "nginx.pid")} | options,
         "tokens": list(tokens),
     }
@@ -293,6 +296,63 @@ def test_a_pkcs12_file_needs_an_image_for_trying_out(kms: Parts, tmp_path: Path)
                 eventually(running.serves, str(running.log))
             else:
                 eventually(lambda running=running: "no keys in clear" in " ".join(running.log))  # type: ignore[misc]
+
+
+def test_the_agent_is_the_way_to_kms(kms: Parts, tmp_path: Path) -> None:
+    """Its port leads there and is the owner's; when vsock-proxy serves the port already, that is the way."""
+    with agent(kms, tmp_path, exported(kms, tmp_path)) as running:
+        eventually(lambda: running.serves("known"), str(running.log))
+        assert f"enclaves reach KMS at localhost:{kms.kms.port} through port 8000" in running.log
+        assert stat.S_IMODE((tmp_path / "vsock" / "8000.sock").stat().st_mode) == 0o600
+    assert not (tmp_path / "vsock" / "8000.sock").exists()
+    route = Route(8000, "localhost", kms.kms.port)
+    (tmp_path / "allow.yaml").write_text(f"allowlist:\n- {{address: localhost, port: {kms.kms.port}}}\n")
+    (tmp_path / "again" / "vsock").mkdir(parents=True)
+    config = ProxyConfig(tmp_path / "again" / "vsock", tmp_path / "allow.yaml", route)
+    ready, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+    work = VsockProxy(config).serve(stop, lambda _: ready.set())
+    thread = threading.Thread(target=lambda: loop.run_until_complete(work))
+    thread.start()
+    try:
+        assert ready.wait(PATIENCE)
+        with agent(kms, tmp_path / "again", exported(kms, tmp_path)) as running:
+            eventually(lambda: running.serves("known"), str(running.log))
+            assert "another program serves port 8000: it is taken as the way to KMS" in running.log
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+
+
+def test_a_kms_that_is_not_there_is_told(kms: Parts, tmp_path: Path) -> None:
+    """By the agent with the reason, once, and by the enclave."""
+    taken = socket.create_server(("127.0.0.1", 0))
+    settings = {"endpoint": f"localhost:{taken.getsockname()[1]}"}
+    taken.close()
+    with agent(kms, tmp_path, exported(kms, tmp_path), kms_settings=settings) as running:
+        eventually(lambda: running.token("known").get("trouble"), str(running.log))
+        assert running.token("known")["trouble"].startswith("KmsDecryptFailed: the connection to localhost failed")
+        (line,) = [line for line in running.log if line.startswith("KMS cannot be reached")]
+        assert line.endswith("127.0.0.1: Connection refused")
+
+
+@pytest.mark.parametrize("endpoint", ["https://kms", "kms:0", "kms:99999", "a b", ""])
+def test_an_endpoint_is_a_name_and_a_port(endpoint: str) -> None:
+    """One sentence for anything else, before anything is started."""
+    with pytest.raises(UsageError, match=r"kms\.endpoint is a name"):
+        kms_proxy.destination(KmsSettings("us-east-1", endpoint, None, 8000))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        (None, ("kms.eu-west-1.amazonaws.com", 443)),
+        ("kms.internal", ("kms.internal", 443)),
+        ("[::1]:8443", ("::1", 8443)),
+    ],
+)
+def test_an_endpoint_has_aws_s_defaults(endpoint: str | None, expected: tuple[str, int]) -> None:
+    """The region's KMS, and HTTPS."""
+    assert kms_proxy.destination(KmsSettings("eu-west-1", endpoint, None, 8000)) == expected
 
 
 def test_nothing_listens_where_another_agent_does(kms: Parts, tmp_path: Path) -> None:

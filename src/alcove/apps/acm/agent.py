@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from alcove.apps.acm import parent, sources, stanza, webserver, workers
+from alcove.apps.acm import kms_proxy, parent, sources, stanza, webserver, workers
 from alcove.apps.acm.log import Log
 from alcove.apps.acm.parent import Launcher, NitroCli, RpcError, RunningEnclave
 from alcove.apps.acm.relay import Relay
@@ -99,12 +99,12 @@ class Agent:
         """Serve until told to stop; the enclave ends with the agent.
 
         Raises:
-            AlcoveError: The socket for p11-kit cannot be had.
+            AlcoveError: The socket for p11-kit, or the port to KMS, cannot be had.
         """
         self._run.mkdir(parents=True, exist_ok=True)
         options = self._settings.options
         relay = Relay(self._run / SOCKET, self._settings.enclave.p11kit_port, options.socket_group, self._log)
-        async with relay.serving():
+        async with relay.serving(), self._way_to_kms():
             pause = FIRST_PAUSE
             while not stop.is_set():
                 began = time.monotonic()
@@ -119,6 +119,13 @@ class Agent:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), pause / 2)
         self._write_status()
+
+    def _way_to_kms(self) -> contextlib.AbstractAsyncContextManager[None]:
+        if all(token.source in sources.IN_CLEAR for token in self._settings.tokens):
+            return contextlib.nullcontext()
+        ports = self._place.runtime / "vsock"
+        ports.mkdir(parents=True, exist_ok=True)
+        return kms_proxy.serving(ports, self._settings.kms, self._log)
 
     async def _round(self, relay: Relay, stop: asyncio.Event) -> None:
         """One enclave's life."""

@@ -216,6 +216,10 @@ class _Section:
         """A text that must be there unless it has a default."""
         return str(self.typed(str, *names, default=default))
 
+    def optional(self, name: str) -> str | None:
+        """A text that need not be there."""
+        return None if self.value(name) is None else self.text(name)
+
     def number(self, *names: str, default: int | None = None, least: int = 0) -> int:
         """A whole number."""
         number = int(self.typed(int, *names, default=default))
@@ -266,8 +270,8 @@ def _enclave(section: _Section) -> EnclaveSettings:
 def _kms(section: _Section) -> KmsSettings:
     return KmsSettings(
         section.text("region", default="us-east-1"),
-        section.value("endpoint"),
-        section.value("key_id"),
+        section.optional("endpoint"),
+        section.optional("key_id"),
         section.number("proxy_port", default=8000, least=1),
     )
 
@@ -285,7 +289,7 @@ def _options(section: _Section, run_directory: Path, state_directory: Path) -> O
         Path(section.text("pid_file", default=f"/run/{service}.pid")),
         Path(section.text("run_directory", default=str(run_directory))),
         Path(section.text("state_directory", default=str(state_directory))),
-        section.value("socket_group"),
+        section.optional("socket_group"),
     )
 
 
@@ -337,4 +341,4 @@ def _target(section: _Section) -> Target | None:
         raise UsageError(f"acm.yaml: {target.name}.form is one of {', '.join(FORMS)}")
     if not _SAFE_PATH.fullmatch(path):
         raise UsageError(f"acm.yaml: {target.name}.path has characters that a configuration cannot hold")
-    return Target(Path(path), target.value("user"), target.value("group"), form)
+    return Target(Path(path), target.optional("user"), target.optional("group"), form)

@@ -157,6 +157,7 @@ _FETCH: Final[dict[str, Callable[[Mapping[str, Any]], Material]]] = {
     "Pkcs12": _pkcs12,
 }
 LYING_READY: Final = frozenset(_FETCH)
+IN_CLEAR: Final = frozenset({"Pkcs12"})  # these need no KMS
 
 
 class BornKeys:
