@@ -11,10 +11,12 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,18 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from tests.vm.acm_memory import PrivateKey, file_holds, needles, process_holds, tree
+
+from alcove.apps.acm.sealing import unseal
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / ".peers" / "usr" / "sbin" / "nginx"
 PAGE = "This key is in an enclave."
-PATIENCE = 180.0  # a loaded machine under emulation; what is promised is measured by the benchmarks
+PATIENCE = 180.0  # a loaded machine under emulation
+RESTORED_SECONDS = 30.0  # the promise; a machine that is not overloaded takes some 13 s, under emulation
 
 pytestmark = pytest.mark.skipif(
     not (PEERS.exists() or shutil.which("nginx")) or not list(Path("/usr/lib").glob("*/pkcs11/p11-kit-client.so")),
@@ -47,16 +53,21 @@ def example() -> Any:
 
 
 class Served:
-    """The running example, with a second token whose key we know: exported, encrypted by KMS, as AWS does it."""
+    """The running example, with tokens whose keys we know: exported, encrypted by KMS, as AWS does it.
 
-    def __init__(self, stack: Any, known: ec.EllipticCurvePrivateKey, known_port: int) -> None:
-        self.stack, self.known, self.known_port = stack, known, known_port
+    Attributes:
+        known: Those keys, by the ports that serve them.
+    """
+
+    def __init__(self, stack: Any, known: Mapping[int, PrivateKey]) -> None:
+        self.stack, self.known = stack, known
 
     def context(self) -> ssl.SSLContext:
-        """What trusts both certificates."""
+        """What trusts all certificates."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(self.stack.ca)
-        context.load_verify_locations(self.stack.directory / "known.pem")
+        for port in self.known:
+            context.load_verify_locations(self.stack.directory / f"known{port}.pem")
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         return context
 
@@ -77,26 +88,37 @@ class Served:
         return x509.load_der_x509_certificate(self.get()[1]).serial_number
 
 
-def known_token(directory: Path, kms: Any, kms_key: str, key: ec.EllipticCurvePrivateKey) -> str:
+def known_token(stack: Any, name: str, key: PrivateKey) -> str:
     """AWS's export of a key in a file, and the token's YAML."""
-    now = datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    now, directory = datetime.now(UTC), stack.directory
+    common = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateBuilder().subject_name(common).issuer_name(common).public_key(key.public_key())
     builder = builder.serial_number(77).not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(1))
     builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
     certificate = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    encrypted = base64.b64encode(kms.encrypt(KeyId=kms_key, Plaintext=pem)["CiphertextBlob"]).decode()
+    encrypted = base64.b64encode(stack.kms.encrypt(KeyId=stack.key, Plaintext=pem)["CiphertextBlob"]).decode()
     export = {"certificate": certificate, "certificateChain": "", "encryptedPrivateKey": encrypted}
-    (directory / "known.pem").write_text(certificate)
-    (directory / "export.json").write_text(json.dumps(export | {"encryptionMethod": "KMS"}))
+    (directory / f"{name}.pem").write_text(certificate)
+    (directory / f"{name}.json").write_text(json.dumps(export | {"encryptionMethod": "KMS"}))
     return f"""\
-- label: known
+- label: {name}
   source:
-    File: {{path: {directory}/export.json}}
+    File: {{path: {directory}/{name}.json}}
   target:
-    Conf: {{path: {directory}/acm/known.conf}}
+    Conf: {{path: {directory}/acm/{name}.conf}}
 """
+
+
+@contextmanager
+def allowed(stack: Any, action: str) -> Iterator[None]:
+    """Its owner may use the KMS key in another way for a moment."""
+    before = stack.kms.get_key_policy(KeyId=stack.key, PolicyName="default")["Policy"]
+    policy = json.loads(before)
+    policy["Statement"][0]["Action"].append(action)
+    stack.kms.put_key_policy(KeyId=stack.key, PolicyName="default", Policy=json.dumps(policy))
+    yield
+    stack.kms.put_key_policy(KeyId=stack.key, PolicyName="default", Policy=before)
 
 
 @pytest.fixture(scope="module")
@@ -111,25 +133,27 @@ def directory() -> Iterator[Path]:
 def served(directory: Path) -> Iterator[Served]:
     module = example()
     stack = module.Stack(directory, module.free_port())
-    known, port = ec.generate_private_key(ec.SECP256R1()), module.free_port()
+    keys: tuple[PrivateKey, ...] = ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048)
+    known = {module.free_port(): key for key in keys}
     try:
         stack.prepare()
-        policy = json.loads(stack.kms.get_key_policy(KeyId=stack.key, PolicyName="default")["Policy"])
-        policy["Statement"][0]["Action"].append("kms:Encrypt")
-        stack.kms.put_key_policy(KeyId=stack.key, PolicyName="default", Policy=json.dumps(policy))
-        stack.agent(known_token(directory, stack.kms, stack.key, known))
-        stack.nginx(
-            f"  server {{ listen 127.0.0.1:{port} ssl; include {directory}/acm/known.conf; root {directory}/www; }}\n"
-        )
-        yield Served(stack, known, port)
+        with allowed(stack, "kms:Encrypt"):
+            tokens = [known_token(stack, f"known{port}", key) for port, key in known.items()]
+        stack.agent(*tokens)
+        servers = [
+            f"  server {{ listen 127.0.0.1:{port} ssl; root {directory}/www; include {directory}/acm/{name}.conf; }}\n"
+            for port, name in ((port, f"known{port}") for port in known)
+        ]
+        stack.nginx("".join(servers))
+        yield Served(stack, known)
     finally:
         stack.down()
 
 
-def eventually(condition: Callable[[], bool], what: str) -> None:
+def eventually(condition: Callable[[], bool], what: str | Callable[[], str]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what if isinstance(what, str) else what()
         time.sleep(0.1)
 
 
@@ -145,11 +169,13 @@ def test_curl_opens_a_page_whose_key_is_in_the_enclave(served: Served, version: 
     assert served.stack.status()["tokens"][0]["uses"] > before
 
 
-def test_an_exported_key_is_served_too(served: Served) -> None:
-    """AWS's export format from a file, decrypted by the enclave with attestation."""
-    text, certificate = served.get(served.known_port)
-    assert PAGE in text
-    assert x509.load_der_x509_certificate(certificate).serial_number == 77
+def test_exported_keys_are_served_too(served: Served) -> None:
+    """AWS's export format from files, P-256 and RSA-2048, decrypted by the enclave with attestation."""
+    for port, key in served.known.items():
+        text, der = served.get(port)
+        certificate = x509.load_der_x509_certificate(der)
+        assert PAGE in text
+        assert (certificate.serial_number, certificate.public_key()) == (77, key.public_key())
 
 
 def test_chromium_opens_the_page(served: Served, tmp_path: Path) -> None:
@@ -202,62 +228,96 @@ def test_a_renewal_under_load_drops_no_connection(served: Served) -> None:
     assert {before} < set(pages)
 
 
-def processes_of(served: Served) -> dict[int, str]:
-    """The agent, nginx's master and workers, and whatever else runs below them but the enclave."""
-    nginx = int((served.stack.directory / "nginx.pid").read_text())
-    found, queue = {}, [nginx, served.stack.pid("agent")]
-    while queue:
-        pid = queue.pop()
-        name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        found[pid] = name
-        queue += [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return {pid: name for pid, name in found.items() if "alcove.enclave.supervise" not in name}
+class OwnersKms:
+    """What the KMS key's owner can do who may decrypt without attestation: opens what the enclave sealed."""
+
+    def __init__(self, kms: Any) -> None:
+        self._kms = kms
+        self.data_keys: list[bytes] = []
+
+    def decrypt(self, ciphertext: bytes, *, key_id: Any, encryption_context: Any = None) -> bytes:
+        """See `sealing.Kms`."""
+        found = self._kms.decrypt(CiphertextBlob=ciphertext, KeyId=key_id, EncryptionContext=encryption_context)
+        self.data_keys.append(found["Plaintext"])
+        return self.data_keys[-1]
+
+    def generate_data_key(self, key_id: str, *, encryption_context: Any = None) -> Any:
+        """See `sealing.Kms`."""
+        raise NotImplementedError
 
 
-def memory_holds(pid: int, needles: list[bytes]) -> bool:
-    """Whether a process has one of these in memory that it can read."""
-    with Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            span, permissions = line.split()[:2]
-            start, end = (int(part, 16) for part in span.split("-"))
-            if not permissions.startswith("r") or "[v" in line:
-                continue
-            try:
-                memory.seek(start)
-                held = memory.read(end - start)
-            except (OSError, ValueError, OverflowError):
-                continue
-            if any(needle in held for needle in needles):
-                return True
-    return False
+CLIENT = """
+import sys, pkcs11
+token, = [each for each in pkcs11.lib(sys.argv[1]).get_tokens() if each.label == "web"]
+with token.open(user_pin=sys.stdin.readline().strip()) as session:
+    key = session.get_key(object_class=pkcs11.ObjectClass.PRIVATE_KEY)
+    assert len(key.sign(bytes(32), mechanism=pkcs11.Mechanism.ECDSA)) == 64
+    print("signed", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextmanager
+def p11_kit_client(served: Served) -> Iterator[int]:
+    """A program that has used the born key through `p11-kit remote`, which runs below it; its number."""
+    library, address = (served.stack.environment[name] for name in ("PKCS11_MODULE_PATH", "P11_KIT_SERVER_ADDRESS"))
+    through = f"|env P11_KIT_SERVER_ADDRESS={address} p11-kit remote {library}"
+    pin = (served.stack.directory / "acm" / "nginx-acm.conf").read_text().split("pin-value=")[1].split('"')[0]
+    with subprocess.Popen(
+        [sys.executable, "-c", CLIENT, library], env=served.stack.environment | {"P11_KIT_SERVER_ADDRESS": through},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{pin}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "signed\n"
+        yield process.pid
+        process.stdin.close()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root reads other processes' memory")
 def test_no_private_key_byte_is_on_the_parent(served: Served) -> None:
-    """Neither nginx, the agent, p11-kit inside them, nor any file of theirs has the key whose use they have."""
-    assert PAGE in served.get(served.known_port)[0]
-    number = served.known.private_numbers().private_value
-    der = served.known.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
-    body = base64.b64encode(der)
-    needles = [
-        number.to_bytes(32, "big"),
-        number.to_bytes(32, "little"),
-        body[40:72],
-        number.to_bytes(32).hex().encode(),
-    ]
-    control = b"".join(needles)
-    assert memory_holds(os.getpid(), [control]), "the search does not find what is there"
-    found = processes_of(served)
-    assert sum("nginx" in name for name in found.values()) >= 3
-    assert any("acm" in name for name in found.values())
-    assert not [name for pid, name in found.items() if memory_holds(pid, needles)]
-    files = [path for path in served.stack.directory.rglob("*") if path.is_file()]
+    """Neither nginx, the agent (which is the way to KMS, too), p11-kit nor any file has the keys whose use they have.
+
+    Keys: P-256 and RSA-2048, exported, and P-256, born in the enclave. That the search finds what is there is shown by
+    this process and by QEMU, whose memory is the enclave's: nothing hides that from the parent's root (SECURITY.md).
+    """
+    stack, owners = served.stack, OwnersKms(served.stack.kms)
+    for port in served.known:
+        assert PAGE in served.get(port)[0]
+    record = json.loads((stack.directory / "keys" / f"{b'web'.hex()}.json").read_text())
+    with allowed(stack, "kms:Decrypt"):
+        born = unseal(record["key"]["sealed_key"], "web", ["localhost"], stack.key, owners)
+    assert born.public == x509.load_der_x509_certificate(served.get()[1]).public_key()
+    assert isinstance(born.private, ec.EllipticCurvePrivateKey)
+    of_born, of_known = needles(born.private), [needle for key in served.known.values() for needle in needles(key)]
+    wanted = [*of_born, *of_known, *owners.data_keys]
+    assert process_holds(os.getpid(), wanted), "the search does not find what is there"
+    enclave = tree(supervisor_of(served))
+    (qemu,) = [pid for pid, name in enclave.items() if "qemu-system" in name.partition(" ")[0]]
+    for each in (of_born, *map(needles, served.known.values())):
+        assert process_holds(qemu, each), "the search does not find a key in the enclave's own memory"
+    nginx = int((stack.directory / "nginx.pid").read_text())
+    with p11_kit_client(served) as client:
+        found = tree(nginx, stack.pid("agent"), client)
+        assert sum("nginx" in name for name in found.values()) >= 3
+        assert sum("p11-kit-remote" in name for name in found.values()) == 1
+        assert any("acm agent" in name for name in found.values())
+        assert not [name for pid, name in found.items() if process_holds(pid, wanted)]
+    # the supervisor serves the enclave's devices; the machine's memory is mapped in it, and passed over here
+    assert not [name for pid, name in enclave.items() if pid != qemu and process_holds(pid, wanted, but="memfd:")]
+    # KMS gave the data key of the born key, and never had what is sealed with it
+    assert not [name for pid, name in tree(stack.pid("kms")).items() if process_holds(pid, of_born)]
+    files = [path for path in stack.directory.rglob("*") if path.is_file()]
     assert len(files) > 20
-    assert not [path for path in files if any(needle in path.read_bytes() for needle in needles)]
+    assert not [path for path in files if file_holds(path, wanted)]
 
 
-def test_the_enclaves_death_ends_handshakes_and_the_agent_brings_them_back(served: Served) -> None:
-    """No page after the enclave was killed; then the agent starts another, restores the keys, and nginx goes on."""
+def test_the_enclaves_death_ends_handshakes_and_the_agent_brings_them_back(
+    served: Served, record_property: Callable[[str, object], None]
+) -> None:
+    """No page after the enclave was killed; within 30 s another has the keys, and nginx goes on with them."""
     before, key = served.stack.status(), served.serial()
     os.kill(supervisor_of(served), signal.SIGKILL)
     began = time.monotonic()
@@ -268,19 +328,26 @@ def test_the_enclaves_death_ends_handshakes_and_the_agent_brings_them_back(serve
         except OSError:
             failed = True
         assert time.monotonic() - began < 10, "handshakes still go well without an enclave"
+    silent = time.monotonic() - began
 
     def back() -> bool:
         try:
-            return PAGE in served.get(seconds=5)[0] and PAGE in served.get(served.known_port, seconds=5)[0]
+            return all(PAGE in served.get(port, seconds=5)[0] for port in (served.stack.port, *served.known))
         except OSError:
             return False
 
-    eventually(back, "the agent did not bring the service back")
+    eventually(back, (served.stack.directory / "agent.log").read_text)
+    restored = time.monotonic() - began
+    record_property("no handshake after, in seconds", round(silent, 2))
+    record_property("service restored after, in seconds", round(restored, 2))
+    sys.stdout.write(f"no handshake after {silent:.2f} s, service restored after {restored:.2f} s\n")
     status = served.stack.status()
     assert status["enclave"]["id"] != before["enclave"]["id"]
     assert status["starts"] == before["starts"] + 1
+    assert "service is restored after" in (served.stack.directory / "agent.log").read_text()
     settled(served)
     assert served.serial() == key  # restored from its ciphertext, not made anew
+    assert restored < RESTORED_SECONDS
 
 
 def settled(served: Served) -> None:

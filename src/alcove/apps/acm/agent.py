@@ -94,6 +94,7 @@ class Agent:
         self._untold = False  # something changed that the web server has not taken up
         self._shut_out: str | None = None
         self._since = time.time()
+        self._down_at: float | None = None  # since when nobody is served, monotonic; None at the first start
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Serve until told to stop; the enclave ends with the agent.
@@ -113,6 +114,7 @@ class Agent:
                 except AlcoveError as error:
                     self._log(error.message + (f" ({error.hint})" if error.hint else ""))
                 finally:
+                    self._down_at = self._down_at or time.monotonic()
                     relay.point(None)
                     await self._end()
                 pause = FIRST_PAUSE if time.monotonic() - began > 2 * LONGEST_PAUSE else min(2 * pause, LONGEST_PAUSE)
@@ -315,6 +317,9 @@ class Agent:
         try:
             self._log(webserver.apply(self._settings.options))
             self._untold = False
+            if self._down_at is not None:
+                self._log(f"service is restored after {time.monotonic() - self._down_at:.1f} s")
+                self._down_at = None
         except AlcoveError as error:
             self._log(error.message + (f" ({error.hint})" if error.hint else ""))
 
