@@ -6,11 +6,8 @@ import base64
 import json
 import stat
 import subprocess
-import threading
-import urllib.request
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -261,27 +258,6 @@ def test_documents_are_kept_out_of_what_is_kept(tmp_path: Path) -> None:
     assert record.keys() == {"domains", "key"}
     assert record["key"].keys() == {"sealed_key", "id", "label", "cert_pem"}
     assert base64.b64encode(b"document").decode() not in json.dumps(record)
-
-
-def test_a_download_is_not_led_away_from_https() -> None:
-    """A server that sends the agent on to plain http is not followed: anybody on the way could give another key."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(302)
-            self.send_header("Location", "http://localhost/key")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        opener = urllib.request.build_opener(sources._HttpsOnly)
-        with pytest.raises(OSError, match="leads to http://localhost/key, which is not https"):
-            opener.open(f"http://127.0.0.1:{server.server_port}/", timeout=20)
-        thread.join()
 
 
 def test_a_command_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

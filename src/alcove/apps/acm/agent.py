@@ -27,7 +27,7 @@ from alcove.apps.acm.settings import Settings, TokenSettings
 from alcove.apps.acm.sources import LYING_READY, Birth, BornKeys, Material, write_atomically
 from alcove.errors import AlcoveError, MachineError, UsageError
 
-FIRST_PAUSE: Final = 1.0  # before the enclave is started again; doubled each time
+FIRST_PAUSE: Final = 1.0  # before an enclave that did not come to serve is started again; doubled each time
 LONGEST_PAUSE: Final = 30.0
 RETRY_SECONDS: Final = 10.0  # after trouble with a token or the web server
 ALIVE_SECONDS: Final = 20.0  # for an enclave that kept clients waiting to answer the agent; then it is ended
@@ -94,6 +94,7 @@ class Agent:
         self._untold = False  # something changed that the web server has not taken up
         self._shut_out: str | None = None
         self._since = time.time()
+        self._pause = 0.0  # seconds before the enclave is started again
         self._down_at: float | None = None  # since when nobody is served, monotonic; None at the first start
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -106,9 +107,7 @@ class Agent:
         options = self._settings.options
         relay = Relay(self._run / SOCKET, self._settings.enclave.p11kit_port, options.socket_group, self._log)
         async with relay.serving(), self._way_to_kms():
-            pause = FIRST_PAUSE
             while not stop.is_set():
-                began = time.monotonic()
                 try:
                     await self._round(relay, stop)
                 except AlcoveError as error:
@@ -117,9 +116,9 @@ class Agent:
                     self._down_at = self._down_at or time.monotonic()
                     relay.point(None)
                     await self._end()
-                pause = FIRST_PAUSE if time.monotonic() - began > 2 * LONGEST_PAUSE else min(2 * pause, LONGEST_PAUSE)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), pause / 2)
+                    await asyncio.wait_for(stop.wait(), self._pause)
+                self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
         self._write_status()
 
     def _way_to_kms(self) -> contextlib.AbstractAsyncContextManager[None]:
@@ -153,6 +152,7 @@ class Agent:
         await self._booted(enclave)
         await self._sync()
         relay.point(enclave.vsock)
+        self._pause = 0.0
         self._untold = True  # its sessions, if it has any, are with an enclave that has ended
         while True:
             if self._untold:

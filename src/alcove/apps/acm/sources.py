@@ -5,25 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from http.client import HTTPMessage
 from pathlib import Path
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
 
+from alcove.apps.acm import remote
 from alcove.apps.acm.certificates import read_chain
 from alcove.apps.acm.local_ca import LEAF_DAYS, LocalCa
+from alcove.apps.acm.remote import MAX_OBJECT
 from alcove.apps.acm.settings import TokenSettings
 from alcove.apps.acm.stanza import joined
 from alcove.errors import AlcoveError, InputError, UsageError
 
-MAX_OBJECT: Final = 1 << 20
-FETCH_SECONDS: Final = 30.0
 ACM_LABEL: Final = "acm-key"  # AWS's names of the keys
 S3_LABEL: Final = "s3-key"
 BORN_LABEL: Final = "alcove-key"
@@ -93,22 +91,14 @@ def _file(members: Mapping[str, Any]) -> Material:
     path, url = members.get("path"), members.get("url")
     if (path is None) == (url is None):
         raise UsageError("the source File has a path or a url")
-    return export(members, _read(str(path)) if path is not None else _download(str(url)), ACM_LABEL)
+    ca_file = members.get("ca_file")
+    text = _read(str(path)) if path is not None else remote.https(str(url), None if ca_file is None else str(ca_file))
+    return export(members, text, ACM_LABEL)
 
 
 def _s3(members: Mapping[str, Any]) -> Material:
     """S3: AWS's export in a bucket."""
-    import boto3  # noqa: PLC0415 - only this source needs it
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
-
-    bucket, slash, name = str(members["uri"]).removeprefix("s3://").partition("/")
-    if not slash or not str(members["uri"]).startswith("s3://"):
-        raise UsageError("the source S3 has a uri s3://BUCKET/KEY")
-    try:
-        text = boto3.client("s3").get_object(Bucket=bucket, Key=name)["Body"].read(MAX_OBJECT)
-    except (BotoCoreError, ClientError) as error:
-        raise InputError(f"{members['uri']} cannot be had: {error}") from None
-    return export(members, text, S3_LABEL)
+    return export(members, remote.s3(str(members["uri"])), S3_LABEL)
 
 
 def _acm(_: Mapping[str, Any]) -> Material:
@@ -252,28 +242,9 @@ def write_atomically(path: Path, text: str, mode: int, owner: tuple[str | None, 
 def _read(path: str) -> bytes:
     try:
         with Path(path).open("rb") as file:
-            return file.read(MAX_OBJECT)
+            text = file.read(MAX_OBJECT + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-
-
-class _HttpsOnly(urllib.request.HTTPRedirectHandler):
-    """Follows a server to another place by https alone."""
-
-    def redirect_request(  # noqa: PLR0917 - urllib's signature
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> urllib.request.Request | None:
-        """See `urllib.request.HTTPRedirectHandler`."""
-        if not newurl.startswith("https://"):
-            raise OSError(f"it leads to {newurl:.80}, which is not https")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _download(url: str) -> bytes:
-    if not url.startswith("https://"):
-        raise UsageError(f"{url:.80} is not an https URL")
-    try:
-        with urllib.request.build_opener(_HttpsOnly).open(url, timeout=FETCH_SECONDS) as answer:
-            return bytes(answer.read(MAX_OBJECT))
-    except OSError as error:
-        raise InputError(f"{url:.80} cannot be had: {error}") from None
+    if len(text) > MAX_OBJECT:
+        raise InputError(f"{path} is larger than {MAX_OBJECT} bytes")
+    return text
