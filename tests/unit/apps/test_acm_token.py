@@ -315,9 +315,60 @@ def test_sessions_on_a_token_that_was_replaced_go_on(slots: Slots, clock: Clock)
     slots.replace(1, token("second", [rsa_key()], clock=clock))
     old("C_SignInit", session, ECDSA, handle)
     assert len(old("C_Sign", session, bytes(32), 512)) == 64
-    fresh = old.opened(1)
+    fresh = Peer(slots)
+    opened = fresh.opened(1)
     with refused(Ckr.KEY_TYPE_INCONSISTENT):
-        old("C_SignInit", fresh, ECDSA, old.key(fresh, Cko.PRIVATE_KEY))
+        fresh("C_SignInit", opened, ECDSA, fresh.key(opened, Cko.PRIVATE_KEY))
+    with refused(Ckr.KEY_HANDLE_INVALID):  # it never saw the old key
+        fresh("C_SignInit", opened, ECDSA, handle)
+
+
+def test_a_session_finds_what_took_its_token_s_place(slots: Slots, clock: Clock) -> None:
+    """Twice replaced: it finds the newest key under another handle, logged in as before, and uses all three."""
+    peer = Peer(slots)
+    session, keys = peer.opened(1), list[int]()
+    for _ in range(3):
+        keys.append(peer.key(session, Cko.PRIVATE_KEY))
+        slots.replace(1, token("second", [ec_key()], clock=clock))
+    keys.append(peer.key(session, Cko.PRIVATE_KEY))
+    assert len(set(keys)) == 4
+    for key in keys:
+        peer("C_SignInit", session, ECDSA, key)
+        assert len(peer("C_Sign", session, bytes(32), 512)) == 64
+    assert slots.token(1).uses == 4
+    more = peer("C_OpenSession", 1, 4)
+    assert peer("C_GetSessionInfo", more)[1] == 1  # the login holds for it, too
+    slots.remove(1)
+    for each in (session, more):
+        with refused(Ckr.DEVICE_REMOVED):
+            peer.find(each)
+
+
+def test_a_replaced_token_s_keys_have_the_rest_of_their_time(slots: Slots, clock: Clock) -> None:
+    """After it the session goes on with the new key alone, which is refreshed."""
+    peer = Peer(slots)
+    session = peer.opened(1)
+    before = peer.key(session, Cko.PRIVATE_KEY)
+    clock.now += TTL_SECONDS / 2
+    slots.replace(1, token("second", [ec_key()], clock=clock))
+    after = peer.key(session, Cko.PRIVATE_KEY)
+    clock.now += TTL_SECONDS / 2
+    with refused(Ckr.KEY_HANDLE_INVALID):
+        peer("C_SignInit", session, ECDSA, before)
+    peer("C_SignInit", session, ECDSA, after)
+    assert len(peer("C_Sign", session, bytes(32), 512)) == 64
+
+
+def test_another_pin_s_token_is_not_seen(slots: Slots, clock: Clock) -> None:
+    """Who was logged in to the one before is not to it."""
+    peer = Peer(slots)
+    session = peer.opened(1)
+    key = peer.key(session, Cko.PRIVATE_KEY)
+    other = token("second", [ec_key()], clock=clock)
+    other.pin = b"another-pin"
+    slots.replace(1, other)
+    assert peer.key(session, Cko.PRIVATE_KEY) == key
+    assert peer("C_GetSessionInfo", peer("C_OpenSession", 1, 4))[1] == 0
 
 
 def test_a_token_that_was_removed_is_gone_for_everybody(slots: Slots) -> None:

@@ -53,7 +53,7 @@ class Client:
         self._initialized = False
         self._sessions: dict[int, Session] = {}
         self._next_session = 1
-        self._logged_in: set[Token] = set()
+        self._logged_in: set[object] = set()  # lines of tokens
         self._wrong_pins = 0
         self._functions: dict[int, Callable[..., Sequence[Any]]] = {
             number: getattr(self, name) for number, name in _FUNCTIONS.items() if hasattr(self, name)
@@ -115,7 +115,7 @@ class Client:
         flags = TokenFlag.RNG | TokenFlag.WRITE_PROTECTED | TokenFlag.LOGIN_REQUIRED | TokenFlag.USER_PIN_INITIALIZED
         flags |= TokenFlag.TOKEN_INITIALIZED | TokenFlag.SO_PIN_LOCKED
         names = _padded(token.label, 32), _padded(MANUFACTURER, 32), _padded(MODEL, 16), _padded(serial(slot), 16)
-        open_here = sum(1 for session in self._sessions.values() if session.token is token)
+        open_here = sum(1 for session in self._sessions.values() if session.token.line is token.line)
         memory = (UNAVAILABLE,) * 4
         counts = MAX_SESSIONS, open_here, 0, 0, MAX_PIN, MIN_PIN
         return *names, flags, *counts, *memory, LIBRARY_VERSION, LIBRARY_VERSION, b" " * 16
@@ -138,8 +138,18 @@ class Client:
         if len(self._sessions) >= MAX_SESSIONS:
             raise Refused(Ckr.SESSION_COUNT)
         handle, self._next_session = self._next_session, self._next_session + 1
-        self._sessions[handle] = Session(slot, token, SessionFlag.SERIAL, self._logged_in.__contains__, self._random)
+        self._sessions[handle] = Session(
+            slot,
+            token,
+            SessionFlag.SERIAL,
+            logged_in=self._is_logged_in,
+            usable=self._slots.usable,
+            random=self._random,
+        )
         return (handle,)
+
+    def _is_logged_in(self, token: Token) -> bool:
+        return token.line in self._logged_in
 
     def _close_session(self, handle: int) -> Sequence[Any]:
         if handle not in self._sessions:
@@ -155,7 +165,7 @@ class Client:
         """Close sessions; the end of a token's last one is a logout (PKCS#11 2.40 §5.6)."""
         for handle in handles:
             del self._sessions[handle]
-        self._logged_in &= {session.token for session in self._sessions.values()}
+        self._logged_in &= {session.token.line for session in self._sessions.values()}
 
     def _get_session_info(self, handle: int) -> Sequence[Any]:
         session = self._session(handle)
@@ -167,21 +177,21 @@ class Client:
             raise Refused(Ckr.SESSION_READ_ONLY_EXISTS)
         if user != UserType.USER:
             raise Refused(Ckr.USER_TYPE_INVALID)
-        if token in self._logged_in:
+        if self._is_logged_in(token):
             raise Refused(Ckr.USER_ALREADY_LOGGED_IN)
         if self._wrong_pins >= MAX_WRONG_PINS:
             raise Refused(Ckr.PIN_LOCKED)
         if not token.accepts(pin if isinstance(pin, bytes) else None):
             self._wrong_pins += 1
             raise Refused(Ckr.PIN_INCORRECT)
-        self._logged_in.add(token)
+        self._logged_in.add(token.line)
         return _NONE
 
     def _logout(self, handle: int) -> Sequence[Any]:
         token = self._session(handle).token
-        if token not in self._logged_in:
+        if not self._is_logged_in(token):
             raise Refused(Ckr.USER_NOT_LOGGED_IN)
-        self._logged_in.remove(token)
+        self._logged_in.remove(token.line)
         return _NONE
 
     def _get_object_size(self, handle: int, which: int) -> Sequence[Any]:
@@ -276,7 +286,7 @@ class Client:
 
     def _object(self, handle: int, which: int) -> TokenObject:
         session = self._session(handle)
-        found = session.token.object(which, logged_in=session.logged_in)
+        found = session.object(which)
         if found is None:
             raise Refused(Ckr.OBJECT_HANDLE_INVALID)
         return found

@@ -7,7 +7,8 @@ from typing import Final, TypeVar
 
 from alcove.apps.acm.cryptoki import Cka, Ckr, Refused, SessionState
 from alcove.apps.acm.keypair import KeyPair
-from alcove.apps.acm.mechanisms import Scheme, Spec
+from alcove.apps.acm.mechanisms import Profile, Scheme, Spec
+from alcove.apps.acm.objects import TokenObject
 from alcove.apps.acm.operations import Digest, Encryption, Random, Signature
 from alcove.apps.acm.token import Token
 from alcove.apps.acm.values import Attribute, Mechanism, Size
@@ -23,15 +24,25 @@ class Session:
 
     Args:
         slot: Where the token was when the session was opened.
-        token: The token, whatever is in the slot later.
+        token: The token that was in the slot then.
         flags: CK_SESSION_INFO.flags.
-        logged_in: Whether the user is logged in to the token.
+        logged_in: Whether the user is logged in to the token, or to one whose place it took.
+        usable: Whether the token's objects may be used.
         random: Makes unpredictable bytes.
     """
 
-    def __init__(self, slot: int, token: Token, flags: int, logged_in: Callable[[Token], bool], random: Random) -> None:
+    def __init__(
+        self,
+        slot: int,
+        token: Token,
+        flags: int,
+        *,
+        logged_in: Callable[[Token], bool],
+        usable: Callable[[Token], bool],
+        random: Random,
+    ) -> None:
         self.slot, self.token, self.flags = slot, token, flags
-        self._logged_in, self._random = logged_in, random
+        self._logged_in, self._usable, self._random = logged_in, usable, random
         self._found: Iterator[int] | None = None
         self._digest: Digest | None = None
         self._signature: Signature | None = None
@@ -49,10 +60,14 @@ class Session:
         """CK_SESSION_INFO.state."""
         return SessionState.RO_USER if self.logged_in else SessionState.RO_PUBLIC
 
+    def object(self, handle: int) -> TokenObject | None:
+        """The object with a handle, of the token or of what took its place, if it can be seen."""
+        return self._owned(handle, logged_in=self.logged_in)[1]
+
     def find_init(self, template: tuple[Attribute, ...]) -> None:
         """Begin a search."""
         _must_be_none(self._found)
-        self._found = self.token.find(template, logged_in=self.logged_in)
+        self._found = self.token.newest().find(template, logged_in=self.logged_in)
 
     def find(self, room: int) -> tuple[int, ...]:
         """The next handles, as many as there is room for."""
@@ -67,7 +82,7 @@ class Session:
     def digest_init(self, mechanism: Mechanism) -> None:
         """Begin a hash."""
         _must_be_none(self._digest)
-        spec = self._spec(mechanism)
+        spec = _spec(self.token.newest(), mechanism)
         if spec.scheme is not Scheme.DIGEST or spec.hash is None:
             raise Refused(Ckr.MECHANISM_INVALID)
         if mechanism.parameter:
@@ -90,8 +105,8 @@ class Session:
     def sign_init(self, mechanism: Mechanism, handle: int) -> None:
         """Begin a signature."""
         _must_be_none(self._signature)
-        spec, key = self._keyed(mechanism, handle, Cka.SIGN)
-        self._signature = Signature(key, spec, mechanism, self.token.profile, self._random)
+        spec, key, profile = self._keyed(mechanism, handle, Cka.SIGN)
+        self._signature = Signature(key, spec, mechanism, profile, self._random)
 
     def sign_update(self, data: bytes) -> None:
         """Sign more data; a mistake ends the operation."""
@@ -113,8 +128,8 @@ class Session:
     def verify_init(self, mechanism: Mechanism, handle: int) -> None:
         """Begin a verification."""
         _must_be_none(self._verification)
-        spec, key = self._keyed(mechanism, handle, Cka.VERIFY)
-        self._verification = Signature(key, spec, mechanism, self.token.profile, self._random)
+        spec, key, profile = self._keyed(mechanism, handle, Cka.VERIFY)
+        self._verification = Signature(key, spec, mechanism, profile, self._random)
 
     def verify_update(self, data: bytes) -> None:
         """Verify more data; a mistake ends the operation."""
@@ -132,7 +147,7 @@ class Session:
     def encrypt_init(self, mechanism: Mechanism, handle: int) -> None:
         """Begin an encryption."""
         _must_be_none(self._encryption)
-        spec, key = self._keyed(mechanism, handle, Cka.ENCRYPT)
+        spec, key, _ = self._keyed(mechanism, handle, Cka.ENCRYPT)
         self._encryption = Encryption(key, spec, mechanism, self._random)
 
     def encrypt(self, data: bytes, room: int | None) -> Answer:
@@ -146,7 +161,7 @@ class Session:
     def decrypt_init(self, mechanism: Mechanism, handle: int) -> None:
         """Begin a decryption."""
         _must_be_none(self._decryption)
-        spec, key = self._keyed(mechanism, handle, Cka.DECRYPT)
+        spec, key, _ = self._keyed(mechanism, handle, Cka.DECRYPT)
         self._decryption = Encryption(key, spec, mechanism, self._random)
 
     def decrypt(self, data: bytes, room: int | None) -> Answer:
@@ -162,16 +177,16 @@ class Session:
             return Size(len(plain))
         return plain
 
-    def _spec(self, mechanism: Mechanism) -> Spec:
-        spec = self.token.specs.get(mechanism.type)
-        if spec is None:
-            raise Refused(Ckr.MECHANISM_INVALID)
-        return spec
+    def _owned(self, handle: int, *, logged_in: bool) -> tuple[Token, TokenObject | None]:
+        owner = self.token.owner(handle)
+        if owner is None or not self._usable(owner):
+            return self.token.newest(), None
+        return owner, owner.object(handle, logged_in=logged_in)
 
-    def _keyed(self, mechanism: Mechanism, handle: int, use: Cka) -> tuple[Spec, KeyPair]:
-        """The mechanism and the key, if the one may be used with the other."""
-        spec = self._spec(mechanism)
-        found = self.token.object(handle, logged_in=True)
+    def _keyed(self, mechanism: Mechanism, handle: int, use: Cka) -> tuple[Spec, KeyPair, Profile]:
+        """The mechanism and the key, if the one may be used with the other, and what the key is for."""
+        owner, found = self._owned(handle, logged_in=True)
+        spec = _spec(owner, mechanism)
         if found is None or found.key is None:
             raise Refused(Ckr.KEY_HANDLE_INVALID)
         if found.private and not self.logged_in:
@@ -186,15 +201,23 @@ class Session:
             raise Refused(Ckr.KEY_TYPE_INCONSISTENT)
         if not found.allows(use):
             raise Refused(Ckr.KEY_FUNCTION_NOT_PERMITTED)
-        return spec, found.key
+        return spec, found.key, owner.profile
 
     def _use(self) -> None:
         """Count a use of a private key, if one more is allowed now."""
         if not self.logged_in:
             raise Refused(Ckr.USER_NOT_LOGGED_IN)
-        if not self.token.rate.take():
+        token = self.token.newest()
+        if not token.rate.take():
             raise Refused(Ckr.FUNCTION_FAILED)
-        self.token.uses += 1
+        token.uses += 1
+
+
+def _spec(token: Token, mechanism: Mechanism) -> Spec:
+    spec = token.specs.get(mechanism.type)
+    if spec is None:
+        raise Refused(Ckr.MECHANISM_INVALID)
+    return spec
 
 
 def _must_be_none(operation: object | None) -> None:

@@ -2,8 +2,9 @@
 
 Core: time comes from a function that is handed in.
 
-A session keeps the token that it was opened on. An update puts another token into the slot and lets the old one be, so
-that a web server's old workers finish their handshakes with the key whose certificate they sent; a removal ends both.
+An update puts another token into the slot. Sessions that are open go on: they use the objects that they know, so that a
+web server's old workers finish their handshakes with the key whose certificate they sent, and what they search for they
+find in the new token, so that a master that keeps its session can take up the new key. A removal ends all.
 """
 
 from __future__ import annotations
@@ -58,12 +59,15 @@ class Token:
     Attributes:
         label: Up to 32 bytes of UTF-8.
         pin: Opens the private objects.
-        objects: Their handles are their places, from 1 on.
+        objects: Their handles are their places, from `first` on.
         profile: What the keys are for.
         expires: When it is gone unless it is refreshed, by the store's clock.
         rate: How often its keys may be used.
         uses: How often they were.
         removed: It is gone for sessions that are open, too.
+        first: The first object's handle; no other token that was in the slot under this PIN has its handles.
+        line: The same for all of those; who is logged in to one is logged in to all.
+        successor: What took its place.
         specs: The mechanisms that it offers.
     """
 
@@ -75,6 +79,9 @@ class Token:
     rate: Rate
     uses: int = 0
     removed: bool = False
+    first: int = 1
+    line: object = field(default_factory=object, repr=False)
+    successor: Token | None = field(default=None, repr=False)
     specs: dict[int, Spec] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -84,17 +91,31 @@ class Token:
         """Whether that is the PIN; takes the same time whatever is wrong with it."""
         return hmac.compare_digest(self.pin, pin or b"")
 
+    def newest(self) -> Token:
+        """What is in its place now; itself, unless another took it."""
+        token = self
+        while token.successor is not None:
+            token = token.successor
+        return token
+
+    def owner(self, handle: int) -> Token | None:
+        """The token that an object belongs to: this one, or one that took its place."""
+        token: Token | None = self
+        while token is not None and not token.first <= handle < token.first + len(token.objects):
+            token = token.successor
+        return token
+
     def object(self, handle: int, *, logged_in: bool) -> TokenObject | None:
-        """The object with a handle, if it can be seen."""
-        if not 1 <= handle <= len(self.objects):
+        """Its object with a handle, if it can be seen."""
+        if not 0 <= handle - self.first < len(self.objects):
             return None
-        found = self.objects[handle - 1]
+        found = self.objects[handle - self.first]
         return found if logged_in or not found.private else None
 
     def find(self, template: Sequence[Attribute], *, logged_in: bool) -> Iterator[int]:
         """The handles of the objects that a search finds; those of mechanisms only if it names their class."""
         mechanisms = Attribute(Cka.CLASS, int(Cko.MECHANISM)) in template
-        for handle, each in enumerate(self.objects, 1):
+        for handle, each in enumerate(self.objects, self.first):
             seen = logged_in or not each.private
             if seen and (each.attributes[Cka.CLASS] == Cko.MECHANISM) is mechanisms and each.matches(template):
                 yield handle
@@ -153,7 +174,14 @@ class Slots:
         return slot
 
     def replace(self, slot: int, token: Token) -> None:
-        """Put another token in the place of the one in a slot; sessions on the old one go on."""
+        """Put another token in the place of the one in a slot; sessions on the old one go on.
+
+        With another PIN they do not get to see what is new.
+        """
+        old = self._tokens[slot]
+        if token.accepts(old.pin):
+            token.first, token.line = old.first + len(old.objects), old.line
+            old.successor = token
         self._tokens[slot] = token
 
     def remove(self, slot: int) -> None:
@@ -166,7 +194,12 @@ class Slots:
 
     def alive(self, token: Token) -> bool:
         """Whether sessions on a token may go on."""
-        return not token.removed and self.clock() < token.expires
+        newest = token.newest()
+        return not newest.removed and self.clock() < newest.expires
+
+    def usable(self, token: Token) -> bool:
+        """Whether objects of a token may be used: of one that was replaced they may for the rest of its time."""
+        return self.alive(token) and self.clock() < token.expires
 
     def _expire(self) -> None:
         now = self.clock()
