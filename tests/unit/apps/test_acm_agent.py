@@ -93,7 +93,9 @@ class Running:
             names = {wire("C_GetTokenInfo", slot)[0].strip(): slot for slot in wire("C_GetSlotList", 1, 99)}
             session = wire("C_OpenSession", names[label.encode()], 4)
             wire("C_Login", session, 1, self.pin(label))
-            wire("C_FindObjectsInit", session, (Attribute(Cka.CLASS, int(Cko.PRIVATE_KEY)),))
+            named = bytes.fromhex((self.directory / f"{label}.conf").read_text().split(";id=%")[1][:2])
+            template = Attribute(Cka.CLASS, int(Cko.PRIVATE_KEY)), Attribute(Cka.ID, named)
+            wire("C_FindObjectsInit", session, template)
             (key,) = wire("C_FindObjects", session, 9)
             wire("C_SignInit", session, Mechanism(Ckm.ECDSA), key)
             return len(wire("C_Sign", session, bytes(32), 512)) == 64
@@ -224,8 +226,10 @@ def test_a_certificate_whose_time_goes_is_renewed(kms: Parts, tmp_path: Path) ->
         eventually(running.serves, str(running.log))
         eventually(running.sign)
         first = running.certificate()
+        stanza = (tmp_path / "web.conf").read_text()
         eventually(lambda: running.certificate() != first, str(running.log))
         assert running.certificate().public_key() != first.public_key()
+        eventually(lambda: (tmp_path / "web.conf").read_text() != stanza)  # the new key has another name
         eventually(running.sign)
 
 

@@ -7,11 +7,13 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from tests.unit.apps.acm_device import PIN, certificate, ec_key, rsa_key, serving, token, unix_address
 from tests.unit.apps.acm_kms import chain_pem
 from tests.unit.apps.web_clients import eventually, page
@@ -42,7 +44,6 @@ class Apache:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.write(ec_key())
         (directory / "index.html").write_text("hello")
         modules = "\n".join(
             f"LoadModule {name}_module {MODULES}/mod_{name}.so"
@@ -54,8 +55,21 @@ class Apache:
             f"Mutex file:{directory} default\nServerName localhost\nListen 127.0.0.1:{self.port}\n"
             f"DocumentRoot {directory}\nDirectoryIndex index.html\nSSLCryptoDevice pkcs11\nSSLEngine on\n{user}"
         )
-        uri = stanza.key_uri(URI, PIN.decode())
-        (directory / "httpd.conf").write_text(stanza.apache(text, uri, directory / "chain.pem"))
+        (directory / "httpd.conf").write_text(text)
+        self.name(ec_key(), 1)
+
+    @property
+    def options(self) -> OptionSettings:
+        """What the agent has."""
+        place = self.directory
+        return OptionSettings("httpd", 600, (), place / "httpd.pid", place, place, None)
+
+    def name(self, key: KeyPair, number: int) -> None:
+        """Key and certificate, as the agent writes them."""
+        self.write(key)
+        uri = stanza.key_uri(URI.replace("%01", f"%0{number}").replace("key1", f"key{number}"), PIN.decode())
+        file = self.directory / "httpd.conf"
+        file.write_text(stanza.apache(file.read_text(), uri, self.directory / "chain.pem"))
 
     def write(self, key: KeyPair) -> None:
         """The certificate's file."""
@@ -112,6 +126,40 @@ def test_apache_serves_with_a_key_on_the_token(apache: Apache) -> None:
         before = apache.slots.token(0).uses
         assert apache.get(version) == expected
         assert apache.slots.token(0).uses > before
+
+
+def test_changes_under_load_lose_no_connection(apache: Apache) -> None:
+    """Twice another key, as the agent puts it beside the one before, and a graceful restart: every page comes whole."""
+    stop, failures, seen = threading.Event(), list[str](), list[str]()
+
+    def load() -> None:
+        while not stop.is_set():
+            try:
+                seen.append(apache.get())
+            except (OSError, AssertionError) as error:
+                failures.append(repr(error))
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(lambda: len(seen) > 5)
+        third = ec_key(ec.SECP384R1)
+        for key, keys, number in ((rsa_key(), [ec_key(), rsa_key()], 2), (third, [third, rsa_key()], 1)):
+            apache.slots.replace(0, token("web", keys, profile=Profile.TLS))
+            apache.name(key, number)
+            said = webserver.apply(apache.options, session_lives=True)
+            assert said == f"httpd went on gracefully as process {webserver.running(apache.options.pid_file)}"
+            expected = (apache.directory / "chain.pem").read_text()
+            eventually(lambda expected=expected: bool(seen) and seen[-1] == expected)  # type: ignore[misc]
+            before = len(seen)
+            eventually(lambda before=before: len(seen) > before + 20)  # type: ignore[misc]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert len(set(seen)) == 3
 
 
 def test_apache_takes_up_another_key(apache: Apache) -> None:

@@ -23,6 +23,7 @@ from alcove.apps.acm import kms_proxy, parent, sources, stanza, webserver, worke
 from alcove.apps.acm.log import Log
 from alcove.apps.acm.parent import Launcher, NitroCli, RpcError, RunningEnclave
 from alcove.apps.acm.relay import Relay
+from alcove.apps.acm.rotation import Rotation
 from alcove.apps.acm.settings import Settings, TokenSettings
 from alcove.apps.acm.sources import LYING_READY, Birth, BornKeys, Material, write_atomically
 from alcove.errors import AlcoveError, MachineError, UsageError
@@ -60,12 +61,14 @@ class _Held:
 
     Attributes:
         served: What is in the enclave now; None for nothing.
+        rotation: Under which id and label the key is there.
         refreshed: When its time in the enclave began, monotonic.
     """
 
     settings: TokenSettings
     pin: str = field(repr=False)
     served: Material | None = None
+    rotation: Rotation = field(default_factory=Rotation)
     refreshed: float = 0.0
     trouble: str | None = None
     uri: str = ""
@@ -92,6 +95,7 @@ class Agent:
         self._enclave: RunningEnclave | None = None
         self._starts = 0
         self._untold = False  # something changed that the web server has not taken up
+        self._session_lives = False  # the web server's session is with the enclave that runs
         self._shut_out: str | None = None
         self._since = time.time()
         self._pause = 0.0  # seconds before the enclave is started again
@@ -153,7 +157,7 @@ class Agent:
         await self._sync()
         relay.point(enclave.vsock)
         self._pause = 0.0
-        self._untold = True  # its sessions, if it has any, are with an enclave that has ended
+        self._untold, self._session_lives = True, False  # its sessions, if any, are with an enclave that has ended
         while True:
             if self._untold:
                 await asyncio.to_thread(self._tell_server)
@@ -174,7 +178,7 @@ class Agent:
             await asyncio.to_thread(self._ask, "DescribeDevice", ALIVE_SECONDS)
         except MachineError as error:
             raise MachineError(f"{error.message}: it is started again") from None
-        self._untold = True
+        self._untold, self._session_lives = True, False
 
     async def _booted(self, enclave: RunningEnclave) -> None:
         deadline = time.monotonic() + self._settings.enclave.boot_timeout_ms / 1000
@@ -236,11 +240,16 @@ class Agent:
         return True
 
     def _put(self, held: _Held, material: Material) -> None:
-        token = self._order(held, material)
         if held.served is None:
-            self._ask({"AddToken": {"token": token}})
-        else:
-            self._ask({"UpdateToken": held.access() | {"token": token}})
+            self._ask({"AddToken": {"token": self._order(held, held.rotation.alone(material))}})
+            return
+        rotation = held.rotation.after(held.served, material)
+        update = held.access() | {"token": self._order(held, rotation.beside(held.served, material))}
+        try:
+            self._ask({"UpdateToken": update})
+        except RpcError:  # perhaps because of the key before: KMS may take it back at any time
+            self._ask({"UpdateToken": held.access() | {"token": self._order(held, rotation.alone(material))}})
+        held.rotation = rotation
 
     def _refresh(self, held: _Held) -> None:
         """Prove to KMS again that the image may have the key; one that KMS refuses is taken out."""
@@ -274,11 +283,11 @@ class Agent:
     def _verify(self, document: bytes, request_pem: str) -> None:
         self._place.verify(self._running(), document, request_pem)
 
-    def _order(self, held: _Held, material: Material) -> dict[str, Any]:
-        encrypted = any("pem" not in key for key in material.keys)
+    def _order(self, held: _Held, keys: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+        encrypted = any("pem" not in key for key in keys)
         return held.access() | {
             "envelope_key": self._envelope() if encrypted else None,
-            "keys": list(material.keys),
+            "keys": list(keys),
             "mechanisms": held.settings.mechanisms,
             "rate": held.settings.rate,
             "domains": None if held.settings.domains is None else list(held.settings.domains),
@@ -315,8 +324,8 @@ class Agent:
 
     def _tell_server(self) -> None:
         try:
-            self._log(webserver.apply(self._settings.options))
-            self._untold = False
+            self._log(webserver.apply(self._settings.options, session_lives=self._session_lives))
+            self._untold, self._session_lives = False, True
             if self._down_at is not None:
                 self._log(f"service is restored after {time.monotonic() - self._down_at:.1f} s")
                 self._down_at = None

@@ -5,8 +5,9 @@ takes a new master (SIGUSR2): it inherits the listening sockets and opens a sess
 asked to finish (SIGQUIT) and its workers serve what they have begun, until the next change at most. When the new
 master does not come up, the old one goes on.
 
-Apache keeps them likewise, through a graceful restart too: it would find another key than the certificate's and end. So
-it is restarted, by systemd or by the configured command, and open connections end.
+Apache's process keeps its session too, and finds the new key through it, under another name. So a graceful restart
+(SIGUSR1) does, unless the session is with an enclave that has ended: then Apache is restarted, by systemd or by the
+configured command, and open connections end.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ UPGRADE_SECONDS: Final = 30.0
 _PAUSE: Final = 0.05
 
 
-def apply(options: OptionSettings) -> str:
+def apply(options: OptionSettings, *, session_lives: bool = False) -> str:
     """Have the server take up what changed; what was done.
+
+    Args:
+        options: Which server, and where.
+        session_lives: Whether the session that the server has is with the enclave that runs now.
 
     Raises:
         MachineError: It does not; it goes on as before.
@@ -40,6 +45,9 @@ def apply(options: OptionSettings) -> str:
     if pid is None:
         return f"{options.service} is not running: start it, it will find its key"
     if options.service == "httpd":
+        if session_lives:
+            os.kill(pid, signal.SIGUSR1)
+            return f"httpd went on gracefully as process {pid}"
         run_quietly(("systemctl", "restart", options.service))
         return "restarted httpd"
     return f"nginx went on as process {_upgrade(pid, options.pid_file)}"
