@@ -250,7 +250,7 @@ CLIENT = """
 import sys, pkcs11
 token, = [each for each in pkcs11.lib(sys.argv[1]).get_tokens() if each.label == "web"]
 with token.open(user_pin=sys.stdin.readline().strip()) as session:
-    key = session.get_key(object_class=pkcs11.ObjectClass.PRIVATE_KEY)
+    key = next(iter(session.get_objects({pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PRIVATE_KEY})))
     assert len(key.sign(bytes(32), mechanism=pkcs11.Mechanism.ECDSA)) == 64
     print("signed", flush=True)
     sys.stdin.readline()

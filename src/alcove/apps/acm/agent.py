@@ -324,7 +324,8 @@ class Agent:
 
     def _tell_server(self) -> None:
         try:
-            self._log(webserver.apply(self._settings.options, session_lives=self._session_lives))
+            engine = all(held.settings.target is None or held.settings.target.form == "engine" for held in self._held)
+            self._log(webserver.apply(self._settings.options, keeps_session=self._session_lives and engine))
             self._untold, self._session_lives = False, True
             if self._down_at is not None:
                 self._log(f"service is restored after {time.monotonic() - self._down_at:.1f} s")

@@ -6,8 +6,8 @@ asked to finish (SIGQUIT) and its workers serve what they have begun, until the 
 master does not come up, the old one goes on.
 
 Apache's process keeps its session too, and finds the new key through it, under another name. So a graceful restart
-(SIGUSR1) does, unless the session is with an enclave that has ended: then Apache is restarted, by systemd or by the
-configured command, and open connections end.
+(SIGUSR1) does, unless the session is with an enclave that has ended, or is the provider's, which loses handshakes by
+one (pkcs11-provider 1.0): then Apache is restarted, by systemd or by the configured command, and open connections end.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ UPGRADE_SECONDS: Final = 30.0
 _PAUSE: Final = 0.05
 
 
-def apply(options: OptionSettings, *, session_lives: bool = False) -> str:
+def apply(options: OptionSettings, *, keeps_session: bool = False) -> str:
     """Have the server take up what changed; what was done.
 
     Args:
         options: Which server, and where.
-        session_lives: Whether the session that the server has is with the enclave that runs now.
+        keeps_session: Whether the session that the server has is with the enclave that runs now, and the engine's.
 
     Raises:
         MachineError: It does not; it goes on as before.
@@ -45,7 +45,7 @@ def apply(options: OptionSettings, *, session_lives: bool = False) -> str:
     if pid is None:
         return f"{options.service} is not running: start it, it will find its key"
     if options.service == "httpd":
-        if session_lives:
+        if keeps_session:
             os.kill(pid, signal.SIGUSR1)
             return f"httpd went on gracefully as process {pid}"
         run_quietly(("systemctl", "restart", options.service))
