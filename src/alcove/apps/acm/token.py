@@ -59,14 +59,16 @@ class Token:
     Attributes:
         label: Up to 32 bytes of UTF-8.
         pin: Opens the private objects.
-        objects: Their handles are their places, from `first` on.
+        objects: Keys, certificates, mechanisms.
         profile: What the keys are for.
         expires: When it is gone unless it is refreshed, by the store's clock.
         rate: How often its keys may be used.
         uses: How often they were.
         removed: It is gone for sessions that are open, too.
-        first: The first object's handle; no other token that was in the slot under this PIN has its handles.
-        line: The same for all of those; who is logged in to one is logged in to all.
+        handles: The objects by handle, from 1 on. What takes a token's place has the same handle for the same object,
+            and none for another: a process that was forked before the change uses the handles of before on a session of
+            after.
+        line: The same for all that took each other's place; who is logged in to one is logged in to all.
         successor: What took its place.
         specs: The mechanisms that it offers.
     """
@@ -79,13 +81,27 @@ class Token:
     rate: Rate
     uses: int = 0
     removed: bool = False
-    first: int = 1
     line: object = field(default_factory=object, repr=False)
     successor: Token | None = field(default=None, repr=False)
     specs: dict[int, Spec] = field(init=False, repr=False)
+    handles: dict[int, TokenObject] = field(init=False, repr=False)
+    _next: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.specs = SPECS[self.profile]
+        self.handles = dict(enumerate(self.objects, 1))
+        self._next = len(self.objects) + 1
+
+    def take_place_of(self, old: Token) -> None:
+        """Let sessions on the one before go over to this one."""
+        before = {_name(each): handle for handle, each in old.handles.items()}
+        self.handles, self._next, self.line = {}, old._next, old.line
+        for each in self.objects:
+            handle = before.get(_name(each))
+            if handle is None or old.handles[handle].attributes != each.attributes or handle in self.handles:
+                handle, self._next = self._next, self._next + 1
+            self.handles[handle] = each
+        old.successor = self
 
     def accepts(self, pin: bytes | None) -> bool:
         """Whether that is the PIN; takes the same time whatever is wrong with it."""
@@ -99,26 +115,29 @@ class Token:
         return token
 
     def owner(self, handle: int) -> Token | None:
-        """The token that an object belongs to: this one, or one that took its place."""
+        """The token that an object belongs to: the newest that has it, of this one and those that took its place."""
+        found: Token | None = None
         token: Token | None = self
-        while token is not None and not token.first <= handle < token.first + len(token.objects):
-            token = token.successor
-        return token
+        while token is not None:
+            found, token = token if handle in token.handles else found, token.successor
+        return found
 
     def object(self, handle: int, *, logged_in: bool) -> TokenObject | None:
         """Its object with a handle, if it can be seen."""
-        if not 0 <= handle - self.first < len(self.objects):
-            return None
-        found = self.objects[handle - self.first]
-        return found if logged_in or not found.private else None
+        found = self.handles.get(handle)
+        return None if found is None or (found.private and not logged_in) else found
 
     def find(self, template: Sequence[Attribute], *, logged_in: bool) -> Iterator[int]:
         """The handles of the objects that a search finds; those of mechanisms only if it names their class."""
         mechanisms = Attribute(Cka.CLASS, int(Cko.MECHANISM)) in template
-        for handle, each in enumerate(self.objects, self.first):
+        for handle, each in self.handles.items():
             seen = logged_in or not each.private
             if seen and (each.attributes[Cka.CLASS] == Cko.MECHANISM) is mechanisms and each.matches(template):
                 yield handle
+
+
+def _name(each: TokenObject) -> tuple[object, ...]:
+    return tuple([each.attributes.get(kind) for kind in (Cka.CLASS, Cka.ID, Cka.LABEL, Cka.MECHANISM_TYPE)])
 
 
 def mechanism_objects(profile: Profile) -> tuple[TokenObject, ...]:
@@ -180,8 +199,7 @@ class Slots:
         """
         old = self._tokens[slot]
         if token.accepts(old.pin):
-            token.first, token.line = old.first + len(old.objects), old.line
-            old.successor = token
+            token.take_place_of(old)
         self._tokens[slot] = token
 
     def remove(self, slot: int) -> None:
