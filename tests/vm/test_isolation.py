@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from tests.forked import in_child
 
-from alcove.cli import nitro
+from alcove.cli import lifeline, nitro  # noqa: F401 - loaded before a test becomes another user
 from alcove.enclave import control, lifecycle, registry  # noqa: F401 - loaded before a test becomes another user
 from alcove.enclave.isolation import free_huge_pages, own_user_obstacle
 from alcove.enclave.paths import Paths
