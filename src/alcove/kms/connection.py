@@ -8,10 +8,10 @@ connection ends with it. Requests may be pipelined: they wait, and nothing more 
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from email.utils import formatdate
 from typing import Any, Final, Protocol
 
@@ -25,6 +25,7 @@ MAX_HEAD_BYTES: Final = 65_536  # an attestation document in a header has 32 KiB
 MAX_BODY_BYTES: Final = 1 << 20  # kms.md §1.2
 MAX_HEADERS: Final = 100
 MAX_KEPT_NAME: Final = 64
+MAX_KEPT_NAMES: Final = 1024
 MAX_USER_AGENT: Final = 512
 REQUEST_TIME: Final = 30.0  # seconds for a whole request to come, and for an answer to be taken
 KEEP_ALIVE: Final = 65.0  # seconds; longer than botocore's 60 for an idle connection
@@ -66,11 +67,10 @@ class Connection(asyncio.Protocol):
     def __init__(self, face: Face, everyone: set[Connection], *, secure: bool) -> None:
         self._face = face
         self._everyone = everyone
-        self._secure = secure
         self._clock = asyncio.get_running_loop().time
         self._parser = httptools.HttpRequestParser(self)
         self._transport: Any = None
-        self._address = ""
+        self._peer = Peer("", "", secure)
         self._ready: deque[tuple[SignedRequest, bool]] = deque()  # whole requests, and whether the client keeps alive
         self._held = b""  # came while a request was being answered
         self._busy = self._ending = self._lingering = self._full = False
@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
         """A client is there."""
         self._transport = transport
         peer = transport.get_extra_info("peername")
-        self._address = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+        self._peer = replace(self._peer, address=str(peer[0]) if isinstance(peer, tuple) and peer else "")
         self._everyone.add(self)
         self.deadline = self._clock() + REQUEST_TIME
 
@@ -139,7 +139,8 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
-        self._headers.append((_name(name), value.decode("latin-1")))
+        known = _names.get(name) or _named(name)
+        self._headers.append((known, value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
         """The body comes next."""
@@ -215,7 +216,9 @@ class Connection(asyncio.Protocol):
             request, keeps = self._ready.popleft()
             self._ending = self._ending or not keeps
             agent = (request.value("user-agent") or "")[:MAX_USER_AGENT]
-            self._face.handle(request, Peer(self._address, agent, self._secure), self._respond)
+            if agent != self._peer.user_agent:
+                self._peer = replace(self._peer, user_agent=agent)
+            self._face.handle(request, self._peer, self._respond)
         elif self._ending:
             self._transport.close()
         elif self._held:
@@ -244,14 +247,17 @@ class Connection(asyncio.Protocol):
             self._transport.write_eof()
 
 
-@functools.lru_cache(maxsize=1024)
-def _known_name(name: bytes) -> str:
-    return name.decode("latin-1").lower()
+_names: dict[bytes, str] = {}
 
 
-def _name(name: bytes) -> str:
-    """A header's name in lower case; those of usual length are kept."""
-    return _known_name(name) if len(name) <= MAX_KEPT_NAME else _known_name.__wrapped__(name)
+def _named(name: bytes) -> str:
+    """A header's name in lower case; those of usual length are kept, as clients write them."""
+    known = name.decode("latin-1").lower()
+    if len(_names) >= MAX_KEPT_NAMES:
+        _names.clear()
+    if len(name) <= MAX_KEPT_NAME:
+        _names[name] = known
+    return known
 
 
 def encoded(answer: Answer, *, last: bool) -> bytes:
