@@ -37,13 +37,18 @@ class Conversation:
         greeted = self._requests.version is not None
         return bool(self._open) or (greeted and self._answers.version is None) or self._answers.amid
 
-    def asked(self, data: bytes) -> None:
-        """Take what the client sent.
+    def asked(self, data: bytes) -> bytes:
+        """Take what the client sent; returns what to pass on.
+
+        Those are whole requests: p11-kit writes each in three pieces, which would be three packets to the enclave.
 
         Raises:
             ProtocolError: It is none of p11-kit's.
         """
-        self._open |= {frame.code: frame for frame in self._requests.receive(data)}
+        greeting = data[:1] if self._requests.version is None else b""
+        frames = self._requests.receive(data)
+        self._open |= {frame.code: frame for frame in frames}
+        return greeting + b"".join([frame.pack() for frame in frames])
 
     def answered(self, data: bytes) -> None:
         """Take what the enclave sent.

@@ -161,8 +161,7 @@ class _Stream:
                 return
             if not self._conversation.waiting:
                 self._since = self._clock()
-            self._conversation.asked(data)
-            self._enclave.write(data)
+            self._enclave.write(self._conversation.asked(data))
         except ProtocolError as error:
             self._log(f"a connection was ended: {error.message}")
             self.end()
