@@ -37,6 +37,11 @@ class Conversation:
         greeted = self._requests.version is not None
         return bool(self._open) or (greeted and self._answers.version is None) or self._answers.amid
 
+    @property
+    def amid(self) -> bool:
+        """Whether the client has begun a request and not ended it."""
+        return self._requests.amid
+
     def asked(self, data: bytes) -> bytes:
         """Take what the client sent; returns what to pass on.
 

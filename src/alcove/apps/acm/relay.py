@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from alcove.apps.acm import pieces
 from alcove.apps.acm.conversation import Conversation
 from alcove.apps.acm.log import Log
 from alcove.errors import ProtocolError
@@ -156,15 +157,22 @@ class _Stream:
 
     def _from_client(self, data: bytes) -> None:
         try:
-            if self._enclave is None:
-                self._client.write(self._conversation.refuse(data))
-                return
-            if not self._conversation.waiting:
-                self._since = self._clock()
-            self._enclave.write(self._conversation.asked(data))
+            self._take(data)
+            for _ in range(pieces.MOST):
+                if not self._conversation.amid:
+                    break
+                self._take(self._client.more())
         except ProtocolError as error:
             self._log(f"a connection was ended: {error.message}")
             self.end()
+
+    def _take(self, data: bytes) -> None:
+        if self._enclave is None:
+            self._client.write(self._conversation.refuse(data))
+            return
+        if not self._conversation.waiting:
+            self._since = self._clock()
+        self._enclave.write(self._conversation.asked(data))
 
     def _from_enclave(self, data: bytes) -> None:
         self._since = self._clock()
@@ -218,6 +226,10 @@ class _Side(asyncio.Protocol):
         """Read again."""
         if self._transport is not None:
             self._transport.resume_reading()
+
+    def more(self) -> bytes:
+        """See `pieces.more`."""
+        return b"" if self._transport is None else pieces.more(self._transport)
 
     def write(self, data: bytes) -> None:
         """Send, sooner or later."""

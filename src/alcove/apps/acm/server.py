@@ -13,7 +13,7 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
-from alcove.apps.acm import message
+from alcove.apps.acm import message, pieces
 from alcove.apps.acm.client import Client
 from alcove.apps.acm.cryptoki import Ckr
 from alcove.apps.acm.log import Log
@@ -128,6 +128,10 @@ class _Connection(asyncio.Protocol):
         """See asyncio."""
         try:
             self._waiting += self._reader.receive(data)
+            for _ in range(pieces.MOST):
+                if not self._reader.amid or self._transport is None:
+                    break
+                self._waiting += self._reader.receive(pieces.more(self._transport))
         except ProtocolError as error:
             self._log(f"a connection was ended: {error.message}")
             self.end()
