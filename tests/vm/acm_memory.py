@@ -7,6 +7,7 @@ and as lines of PEM: a copy that is partly overwritten is found too.
 from __future__ import annotations
 
 import base64
+import itertools
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ def process_holds(pid: int, wanted: Iterable[bytes], *, but: str | None = None) 
         but: The name of a mapping that is passed over.
     """
     wanted = list(wanted)
-    return any(_contains(part, wanted) for part in (*_memory(pid, but), *_open_files(pid)))
+    return any(_contains(part, wanted) for part in itertools.chain(_memory(pid, but), _open_files(pid)))
 
 
 def file_holds(path: Path, wanted: Iterable[bytes]) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import stat
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -235,6 +236,26 @@ def test_a_certificate_whose_time_goes_is_renewed(kms: Parts, tmp_path: Path) ->
         eventually(lambda: running.named() != before)
         eventually(running.sign)
         assert running.sign(named=before)  # a worker that has not heard of the change finds its key under its name
+
+
+def test_apache_is_told_gracefully(kms: Parts, tmp_path: Path) -> None:
+    """One that was started with the enclave that runs gets SIGUSR1 at a renewal, when its file has the new lines."""
+    told = tmp_path / "told"
+    program = f"trap 'cp {tmp_path}/web.conf {told}' USR1; while :; do sleep 0.05; done"
+    with (
+        agent(kms, tmp_path, born(tmp_path), service="httpd", pid_file=str(tmp_path / "httpd.pid")) as running,
+        subprocess.Popen(["sh", "-c", program]) as apache,
+    ):
+        try:
+            eventually(lambda: "httpd is not running: start it, it will find its key" in running.log, str(running.log))
+            (tmp_path / "httpd.pid").write_text(str(apache.pid))
+            before = (tmp_path / "web.conf").read_text()
+            (tmp_path / "keys" / f"{b'web'.hex()}.json").unlink()  # another is made at the next round
+            eventually(told.exists, str(running.log))
+            eventually(lambda: told.read_text() == (tmp_path / "web.conf").read_text() != before)
+            eventually(lambda: f"httpd went on gracefully as process {apache.pid}" in running.log, str(running.log))
+        finally:
+            apache.kill()
 
 
 def test_a_changed_source_is_taken_up(kms: Parts, tmp_path: Path) -> None:
