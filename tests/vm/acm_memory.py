@@ -54,10 +54,10 @@ def process_holds(pid: int, wanted: Iterable[bytes], *, but: str | None = None) 
     Args:
         pid: The process.
         wanted: What is looked for.
-        but: The name of a mapping that is passed over.
+        but: In the names of mappings and files that are passed over.
     """
     wanted = list(wanted)
-    return any(_contains(part, wanted) for part in itertools.chain(_memory(pid, but), _open_files(pid)))
+    return any(_contains(part, wanted) for part in itertools.chain(_memory(pid, but), _open_files(pid, but)))
 
 
 def file_holds(path: Path, wanted: Iterable[bytes]) -> bool:
@@ -98,11 +98,11 @@ def _mapping(pid: int, start: int, end: int) -> Iterator[bytes]:
                 return  # it is gone, or a device's
 
 
-def _open_files(pid: int) -> Iterator[Iterator[bytes]]:
+def _open_files(pid: int, but: str | None) -> Iterator[Iterator[bytes]]:
     """Files that are open, those without a name among them."""
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            if not stat.S_ISREG(link.stat().st_mode):
+            if not stat.S_ISREG(link.stat().st_mode) or (but is not None and but in str(link.readlink())):
                 continue
             with link.open("rb") as file:
                 yield _chunks(file.read)

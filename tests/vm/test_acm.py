@@ -306,7 +306,7 @@ def test_no_private_key_byte_is_on_the_parent(served: Served) -> None:
         assert [pid for pid, name in found.items() if "p11-kit" in name and pid != client], found
         assert any("acm agent" in name for name in found.values())
         assert not [name for pid, name in found.items() if process_holds(pid, wanted)]
-    # the supervisor serves the enclave's devices; the machine's memory is mapped in it, and passed over here
+    # the supervisor serves the enclave's devices, and has the machine's memory for that: it is passed over here
     assert not [name for pid, name in enclave.items() if pid != qemu and process_holds(pid, wanted, but="memfd:")]
     # KMS gave the data key of the born key, and never had what is sealed with it
     assert not [name for pid, name in tree(stack.pid("kms")).items() if process_holds(pid, of_born)]
