@@ -57,7 +57,8 @@ def test_links_between_pages_lead_somewhere() -> None:
     """Each relative link in a text of the tree names a file of the tree, and a heading where it names one."""
     broken = []
     for page in [*TREE.glob("*.md"), *TREE.glob("docs/**/*.md"), *TREE.glob("examples/*/*.md")]:
-        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        text = re.sub(r"`[^`\n]*`", "", page.read_text())  # a regular expression in code looks like a link
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
             name, _, heading = target.partition("#")
             file = page if not name else page.parent / name
             if "://" not in target and (not file.exists() or (heading and heading not in headings(file))):
