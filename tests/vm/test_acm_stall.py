@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vm.test_acm import PATIENCE, Served, ec, eventually, example, pytestmark, supervisor_of
+from tests.vm.test_acm import PATIENCE, Served, eventually, example, pytestmark, supervisor_of
 
 __all__ = ["pytestmark"]
 
@@ -26,8 +26,7 @@ def served() -> Iterator[Served]:
         stack = module.Stack(directory, module.free_port())
         try:
             stack.up()
-            (directory / "known.pem").write_bytes(stack.ca.read_bytes())
-            yield Served(stack, ec.generate_private_key(ec.SECP256R1()), 0)
+            yield Served(stack, {})
         finally:
             stack.down()
 
