@@ -29,7 +29,7 @@ NAMES = "client_body", "proxy", "fastcgi", "uwsgi", "scgi"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(PROVIDER is None or CLIENT is None, reason="`scripts/setup --tests` has not been run"),
+    pytest.mark.skipif(PROVIDER is None or CLIENT is None, reason="needs Debian's next release: scripts/setup --tests"),
 ]
 
 
