@@ -9,10 +9,10 @@ import signal
 import socket
 import subprocess
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
-from tests.vm.conftest import BIN, ROOT
+from tests.vm.conftest import BIN, ROOT, Cli
 
 TUTORIALS: Final = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
 SECONDS: Final = 600
@@ -48,12 +48,15 @@ def promised(text: str) -> re.Pattern[str]:
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=[page.stem for page in TUTORIALS])
-def test_a_tutorial_works_as_it_is_written(page: Path, cli: Any, tmp_path: Path) -> None:
+def test_a_tutorial_works_as_it_is_written(
+    page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Each command in order, in an empty directory, and each line that the page shows in what they print."""
     port = free_port()
     blocks = [(kind, text.replace(_KMS, port)) for kind, text in _FENCE.findall(page.read_text())]
     assert blocks
     script = "\n".join(text for kind, text in blocks if kind == "sh")
+    cli = Cli(tmp_path_factory.mktemp("own"))  # what others have running is theirs
     environment = cli.environment | {"PATH": f"{BIN}:{os.environ['PATH']}", "AWS_EC2_METADATA_DISABLED": "true"}
     try:
         said = done(script, tmp_path, environment)
