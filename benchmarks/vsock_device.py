@@ -77,7 +77,7 @@ class Ring:
 
     def used(self) -> Iterator[tuple[int, int]]:
         """What came back since the last look: descriptors and lengths."""
-        (index,) = _INDEX.unpack_from(self._memory, self.queue.used + 2)
+        index = self.queue.used_index
         while self.seen != index:
             yield _USED.unpack_from(self._memory, self.queue.used + 4 + 8 * (self.seen % self.queue.size))
             self.seen = (self.seen + 1) & 0xFFFF

@@ -31,6 +31,9 @@ class GuestQueue:
         self.used = (self.available + 6 + 2 * size + 3) & ~3
         self._buffers = (self.used + 6 + 8 * size + 4095) & ~4095
         self.end = self._buffers + size * SLOT
+        # the device reads and writes these at any moment: one machine instruction each, which `struct` does not promise
+        self._available_index = memory[self.available + 2 : self.available + 4].cast("H")
+        self._used_index = memory[self.used + 2 : self.used + 4].cast("H")
         self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.call_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.reset()
@@ -75,8 +78,12 @@ class GuestQueue:
 
     def set_available_index(self, index: int) -> None:
         """Write any available index."""
-        self._next_available = index & 0xFFFF
-        struct.pack_into("<H", self._memory, self.available + 2, self._next_available)
+        self._available_index[0] = self._next_available = index & 0xFFFF
+
+    @property
+    def used_index(self) -> int:
+        """How many chains were returned since the start, modulo 65536."""
+        return self._used_index[0]
 
     def kick(self) -> None:
         """Tell the device."""
@@ -84,8 +91,7 @@ class GuestQueue:
 
     def get_used(self) -> tuple[int, bytes, int] | None:
         """The next returned chain: head, what was written, the length as reported. None if there is none."""
-        (index,) = struct.unpack_from("<H", self._memory, self.used + 2)
-        if index == self._next_used:
+        if self.used_index == self._next_used:
             return None
         at = self.used + 4 + 8 * (self._next_used % self.size)
         head, length = struct.unpack_from("<II", self._memory, at)
