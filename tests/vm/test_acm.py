@@ -13,7 +13,6 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from tests.unit.apps.web_clients import clients_without_a_pause
 from tests.vm.acm_memory import PrivateKey, file_holds, needles, process_holds, tree
 
 from alcove.apps.acm.sealing import unseal
@@ -202,30 +202,17 @@ def test_chromium_opens_the_page(served: Served, tmp_path: Path) -> None:
 def test_a_renewal_under_load_drops_no_connection(served: Served) -> None:
     """While clients connect without a pause the key is replaced: every handshake and every page is whole."""
     before = served.serial()
-    stop, failures, pages = threading.Event(), list[str](), list[int]()
 
-    def load() -> None:
-        while not stop.is_set():
-            try:
-                text, certificate = served.get(seconds=60)
-                assert PAGE in text
-                pages.append(x509.load_der_x509_certificate(certificate).serial_number)
-            except (OSError, AssertionError) as error:
-                failures.append(repr(error))
+    def serial() -> int:
+        text, certificate = served.get(seconds=60)
+        assert PAGE in text
+        return x509.load_der_x509_certificate(certificate).serial_number
 
-    threads = [threading.Thread(target=load) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
+    with clients_without_a_pause(serial, 3) as pages:
         (served.stack.directory / "keys" / f"{b'web'.hex()}.json").unlink()  # the next round makes another key
         eventually(lambda: bool(pages) and pages[-1] != before, "the certificate was not renewed")
         renewed = len(pages)
         eventually(lambda: len(pages) > renewed + 10, "the new key does not serve")
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert failures == []
     assert {before} < set(pages)
 
 

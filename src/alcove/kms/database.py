@@ -9,6 +9,7 @@ nothing is remembered.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol, TypeVar
@@ -50,7 +51,7 @@ class Database(Protocol):
         ...
 
 
-class Tables:
+class Tables(ABC):
     """What all parts of a store share."""
 
     _database: Database
@@ -64,17 +65,17 @@ class Tables:
         self._known: dict[tuple[str, ...], Any] = {}
         self._known_version: object = None
 
+    @abstractmethod
     def transaction(self) -> AbstractContextManager[None]:
         """Of the whole store."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _version(self) -> object:
         """What is another value after a change of the database."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _sweep(self) -> None:
         """Gets what was erased out of the database's files, as far as it can."""
-        raise NotImplementedError
 
     def look(self) -> None:
         """Asks for the version once for all that is read until `leave`, or until something is written here."""

@@ -7,7 +7,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.unit.apps.acm_device import PIN, certificate, ec_key, rsa_key, serving, token, unix_address
 from tests.unit.apps.acm_kms import chain_pem
-from tests.unit.apps.web_clients import eventually, page
+from tests.unit.apps.web_clients import clients_without_a_pause, eventually, page
 
 from alcove.apps.acm import stanza, webserver, workers
 from alcove.apps.acm.keypair import KeyPair
@@ -145,19 +144,7 @@ def test_apache_serves_with_a_key_on_the_token(apache: Apache) -> None:
 @pytest.mark.parametrize("apache", ["engine"], indirect=True)  # through the provider it loses some, and is restarted
 def test_changes_under_load_lose_no_connection(apache: Apache) -> None:
     """Twice another key, as the agent puts it beside the one before, and a graceful restart: every page comes whole."""
-    stop, failures, seen = threading.Event(), list[str](), list[str]()
-
-    def load() -> None:
-        while not stop.is_set():
-            try:
-                seen.append(apache.get())
-            except (OSError, AssertionError) as error:
-                failures.append(repr(error))
-
-    threads = [threading.Thread(target=load) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
+    with clients_without_a_pause(apache.get, 3) as seen:
         eventually(lambda: len(seen) > 5)
         third = ec_key(ec.SECP384R1)
         for key, keys, number in ((rsa_key(), [ec_key(), rsa_key()], 2), (third, [third, rsa_key()], 1)):
@@ -172,11 +159,6 @@ def test_changes_under_load_lose_no_connection(apache: Apache) -> None:
             eventually(lambda before=before: len(seen) > before + 20)  # type: ignore[misc]
             # a key lives for one more change alone: those that have the one before must have ended
             eventually(lambda children=children: not any(Path(f"/proc/{pid}").exists() for pid in children))  # type: ignore[misc]
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert failures == []
     assert len(set(seen)) == 3
 
 

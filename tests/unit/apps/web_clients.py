@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 PATIENCE: Final = 60.0
+T = TypeVar("T")
 
 
 def eventually(condition: Callable[[], object], what: str = "it did not happen") -> None:
@@ -36,9 +37,9 @@ def page(port: int, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, *, seconds
 
 
 @contextmanager
-def clients_without_a_pause(get: Callable[[], bytes]) -> Iterator[list[bytes]]:
-    """Two clients that call `get` until the block ends, and what they got; none of them may fail."""
-    stop, failures, seen = threading.Event(), list[str](), list[bytes]()
+def clients_without_a_pause(get: Callable[[], T], clients: int = 2) -> Iterator[list[T]]:
+    """So many clients that call `get` until the block ends, and what they got; none of them may fail."""
+    stop, failures, seen = threading.Event(), list[str](), list[T]()
 
     def load() -> None:
         while not stop.is_set():
@@ -47,7 +48,7 @@ def clients_without_a_pause(get: Callable[[], bytes]) -> Iterator[list[bytes]]:
             except (OSError, AssertionError) as error:
                 failures.append(repr(error))
 
-    threads = [threading.Thread(target=load) for _ in range(2)]
+    threads = [threading.Thread(target=load) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:
