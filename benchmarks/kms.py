@@ -27,6 +27,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from alcove.attestation.document import open_document
+from alcove.codec import cose
 from alcove.kms.keys import Key, Material
 from alcove.kms.stores import open_store
 from benchmarks.harness import Promise, Report, at_least, at_most, main, note
@@ -152,9 +154,14 @@ def _attested(target: Target, enclave: Enclave, key_id: str) -> list[bytes]:
 
 
 def _primitives(enclave: Enclave) -> float:
-    """How often a second one core can do one P-384 verification, one RSA-2048 OAEP encryption and one AES-GCM."""
+    """How often a second one core can do one P-384 verification, one RSA-2048 OAEP encryption and one AES-GCM.
+
+    What is verified is as long as what is signed of a real document. The RSA key is loaded beforehand, as the server
+    keeps it. A call takes an HKDF, an HMAC, AES-CBC and some SHA-256 beside these; they are not counted.
+    """
     signer = ec.generate_private_key(ec.SECP384R1())
-    message, es384 = bytes(1000), ec.ECDSA(hashes.SHA384())
+    signed, _ = open_document(enclave.document())
+    message, es384 = cose.sign1_structure(signed.protected, signed.payload), ec.ECDSA(hashes.SHA384())
     signature, verifier = signer.sign(message, es384), signer.public_key()
     key: Any = serialization.load_der_public_key(enclave.public_key)
     oaep = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
