@@ -6,12 +6,13 @@ document that fails any check fails the call.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
+
+import pybase64
 
 from alcove.attestation.crl import RevocationLists
 from alcove.attestation.policy import GenuineOnly
@@ -52,7 +53,7 @@ def header_recipient(request: SignedRequest) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        document = base64.b64decode(text.encode("ascii"), validate=True) if len(text) <= MAX_HEADER else b""
+        document = pybase64.b64decode(text, validate=True) if len(text) <= MAX_HEADER else b""
     except ValueError:
         document = b""
     if not document:

@@ -7,7 +7,6 @@ violations in one message.
 
 from __future__ import annotations
 
-import binascii
 import copy
 import functools
 import json
@@ -18,6 +17,7 @@ from typing import Any, Final, cast
 
 import botocore.loaders
 import orjson
+import pybase64
 
 from alcove.kms.errors import KmsError, validation
 
@@ -251,8 +251,8 @@ def _typed(kind: type | tuple[type, ...], name: str) -> Callable[[Any, str], Any
 
 def _blob(value: Any, path: str) -> bytes:
     try:
-        return binascii.a2b_base64(value, strict_mode=True)
-    except (TypeError, ValueError, binascii.Error):
+        return pybase64.b64decode(value, None, validate=True)
+    except (TypeError, ValueError):
         raise KmsError("SerializationException", f"{path} must be base64 in a JSON string") from None
 
 
@@ -297,7 +297,7 @@ def _same(value: Any) -> Any:
 
 
 def _text(value: bytes) -> str:
-    return binascii.b2a_base64(value, newline=False).decode("ascii")
+    return pybase64.b64encode_as_string(value)
 
 
 def _broken(shape: Shape, value: Any) -> list[str]:

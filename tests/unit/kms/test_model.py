@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alcove.kms.errors import KmsError
 from alcove.kms.model import ALSO_ATTESTED, kms_model
 from alcove.kms.operations.table import OPERATIONS
 
+BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")  # RFC 4648 §4
 KEY_ID = "11111111-2222-3333-4444-555555555555"
 
 
@@ -30,6 +34,29 @@ def test_a_request_comes_out_with_bytes() -> None:
     body = {"KeyId": KEY_ID, "Plaintext": b64(b"hi"), "EncryptionContext": {"a": "b"}, "Tags": 1, "DryRun": None}
     parsed = kms_model().parse("Encrypt", json.dumps(body).encode())
     assert parsed == {"KeyId": KEY_ID, "Plaintext": b"hi", "EncryptionContext": {"a": "b"}}
+
+
+def check_blob(text: str) -> None:
+    body = json.dumps({"CiphertextBlob": text}).encode()
+    if BASE64.fullmatch(text):
+        assert kms_model().parse("Decrypt", body)["CiphertextBlob"] == base64.b64decode(text)
+    else:
+        assert refusal("Decrypt", body).kind == "SerializationException"
+
+
+@given(st.text("AQz/+=", min_size=1, max_size=12) | st.text("AQz/+= \n-_é\0", min_size=1, max_size=12))
+def test_a_blob_is_base64_of_whole_groups_and_nothing_else(text: str) -> None:
+    """What RFC 4648 §4 has is read, and nothing around, in or after it; a wrong padding is refused."""
+    check_blob(text)
+
+
+@given(st.binary(min_size=3, max_size=600), st.data())
+def test_a_wrong_character_anywhere_in_a_long_blob_is_seen(blob: bytes, data: st.DataObject) -> None:
+    """The reader takes many characters at a time, and each of them counts."""
+    text = b64(blob)
+    check_blob(text)
+    place = data.draw(st.integers(0, len(text) - 1))
+    check_blob(text[:place] + data.draw(st.sampled_from("=-_ \n\0é.")) + text[place + 1 :])
 
 
 @pytest.mark.parametrize(
