@@ -21,7 +21,7 @@ from alcove.kms.call import Answer, Peer
 from alcove.kms.claim import SignedRequest
 from alcove.kms.errors import KmsError
 
-MAX_HEAD_BYTES: Final = 65_536  # an attestation document in a header has 32 KiB at most; one packet more may pass
+MAX_HEAD_BYTES: Final = 65_536  # all but the body; an attestation document in a header has 32 KiB; one packet more
 MAX_BODY_BYTES: Final = 1 << 20  # kms.md §1.2
 MAX_HEADERS: Final = 100
 MAX_KEPT_NAME: Final = 64
@@ -138,7 +138,9 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """One header; those that come after a body mean nothing here."""
+        if not self._in_head:
+            return
         known = _names.get(name) or _named(name)
         self._headers.append((known, value.decode("latin-1")))
 
@@ -187,7 +189,7 @@ class Connection(asyncio.Protocol):
     # the rest is its own
 
     def _feed(self, data: bytes) -> None:
-        counts = self._in_head
+        in_head, size = self._in_head, self._size
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:  # what was upgraded to would not be HTTP/1.1
@@ -198,7 +200,8 @@ class Connection(asyncio.Protocol):
             self._ready.clear()
             self._refuse(400, "SerializationException", "this is not an HTTP request")
             return
-        self._head += len(data) if counts and self._in_head else 0
+        if self._begun and self._size == size and self._in_head is in_head:  # chunks' extensions, trailers: as a head
+            self._head += len(data)
         if self._size > MAX_BODY_BYTES:
             self._refuse(413, "RequestEntityTooLargeException", f"a body has at most {MAX_BODY_BYTES} bytes")
         elif self._head > MAX_HEAD_BYTES or len(self._headers) > MAX_HEADERS:

@@ -23,6 +23,7 @@ from alcove.kms.metrics import BOUNDS, Metrics, outcome_of
 
 WORDS = [b"POST", b" ", b"/", b"HTTP/1.1", b"\r\n", b"Content-Length: ", b"5", b":", b"\0", b"x"]
 HEAD = b"POST / HTTP/1.1\r\nHost: kms\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +142,16 @@ def test_refusals_are_in_the_log_without_secrets(kms: RunningKms) -> None:
         (HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab", b"400"),
         (HEAD + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
         (HEAD + b"Content-Length: -1\r\n\r\n", b"400"),
-        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
+        (CHUNKED + b"zz\r\n", b"400"),
         (HEAD + b"A b: c\r\n\r\n", b"400"),
         (HEAD + b"Connection: upgrade\r\nUpgrade: h2c\r\n\r\n", b"400"),
         (HEAD + b"X: " + b"x" * (2 << 20), b"431"),
         (HEAD + b"X: x\r\n" * 5000 + b"\r\n", b"431"),
+        (CHUNKED + b"0\r\nX: " + b"x" * (2 << 20), b"431"),
+        (CHUNKED + b"0\r\n" + b"X: x\r\n" * 500_000 + b"\r\n", b"431"),
+        (CHUNKED + b"1;" + b"x" * (2 << 20), b"431"),
         (HEAD + b"Content-Length: 99999999\r\n\r\n" + bytes(3 << 20), b"413"),
-        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"10000\r\n" + (b"x" * 65_536 + b"\r\n10000\r\n") * 20, b"413"),
+        (CHUNKED + b"10000\r\n" + (b"x" * 65_536 + b"\r\n10000\r\n") * 20, b"413"),
     ],
 )
 def test_what_is_no_request_is_answered_and_ended(kms: RunningKms, data: bytes, status: bytes) -> None:
@@ -156,6 +160,12 @@ def test_what_is_no_request_is_answered_and_ended(kms: RunningKms, data: bytes, 
     assert said == b"" or said.startswith(b"HTTP/1.1 " + status), said[:200]
     assert said.count(b"HTTP/1.1 ") <= 1
     assert page(kms, "/ping")[0] == 200
+
+
+def test_what_follows_a_body_is_no_header(kms: RunningKms) -> None:
+    """A trailer is read over: nothing that decides about a request can come after it."""
+    said = talk(kms, CHUNKED + b"2\r\n{}\r\n0\r\nAuthorization: x\r\nConnection: close\r\n\r\n")
+    assert json.loads(said.rpartition(b"\r\n\r\n")[2])["__type"] == "MissingAuthenticationTokenException"
 
 
 def test_pipelined_requests_are_answered_in_turn(kms: RunningKms) -> None:
