@@ -8,6 +8,7 @@ Most operations need one permission on one key. The others:
     tags on a new key    kms:TagResource beside the permission to make the key
     ReplicateKey         kms:CreateKey in the replica's Region beside it
     UpdatePrimaryRegion  both keys
+    ListAliases          none on the key whose aliases are asked for
     RetireGrant          comes from the grant; policies can delegate it and can deny it
 """
 
@@ -57,6 +58,9 @@ def demands(tools: Tools, call: Call) -> Iterator[Demand]:
     if call.operation == "ReEncrypt":
         yield Demand(source_half(call), here)
         yield Demand(destination_half(call), here)
+        return
+    if call.operation == "ListAliases":  # by identity policy alone, also when a key is named
+        yield Demand(replace(call, key=None), here)
         return
     if call.operation in _ALIAS_OPERATIONS and call.alias:
         yield Demand(replace(call, key=None), here, tools.realm.alias_arn(call.alias.name))

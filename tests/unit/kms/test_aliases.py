@@ -112,6 +112,17 @@ def test_an_alias_needs_permission_on_both(kms: RunningKms, key: str) -> None:
     assert f"kms:CreateAlias on resource: {ARN}alias/app-own" in error["message"]
 
 
+def test_the_aliases_of_a_key_are_listed_by_identity_policy(kms: RunningKms) -> None:
+    """The key policy has no say in it, as AWS has none: neither one that is silent, nor one that allows."""
+    own = {"Effect": "Allow", "Principal": {"AWS": kms.app_user.arn}, "Action": "kms:*", "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [own]})
+    key = kms.admin.create_key(Policy=policy, BypassPolicyLockoutSafetyCheck=True)["KeyMetadata"]["KeyId"]
+    assert names(kms, key) == []
+    with refused("AccessDeniedException") as error:
+        kms.app.list_aliases(KeyId=key)
+    assert "no identity-based policy allows the kms:ListAliases action" in error["message"]
+
+
 def test_a_policy_sees_the_alias_of_the_request(kms: RunningKms, key: str) -> None:
     """kms:RequestAlias is there when the key is named by an alias, also by its ARN, and not otherwise."""
     kms.admin.create_alias(AliasName="alias/door", TargetKeyId=key)
@@ -154,6 +165,19 @@ def test_tags_that_cannot_be(kms: RunningKms, key: str, tags: list[tuple[str, st
         kms.admin.tag_resource(KeyId=key, Tags=[{"TagKey": name, "TagValue": value} for name, value in tags])
     assert error["message"] == message
     assert len(kms.admin.list_resource_tags(KeyId=key)["Tags"]) == 1
+
+
+def test_no_tag_hides_another_from_a_policy(kms: RunningKms) -> None:
+    """Policies compare their names without case, so two that differ in nothing else are refused as duplicates."""
+    key = kms.admin.create_key(Tags=[{"TagKey": "class", "TagValue": "secret"}])["KeyMetadata"]["KeyId"]
+    other = [{"TagKey": "CLASS", "TagValue": "public"}]
+    with refused("TagException") as error:
+        kms.admin.tag_resource(KeyId=key, Tags=other)
+    assert error["message"] == "Duplicate tag keys"
+    with refused("TagException"):
+        kms.admin.create_key(Tags=[*other, {"TagKey": "class", "TagValue": "secret"}])
+    kms.admin.untag_resource(KeyId=key, TagKeys=["class"])
+    kms.admin.tag_resource(KeyId=key, Tags=other)
 
 
 def test_tags_need_a_key_that_stays(kms: RunningKms, key: str) -> None:

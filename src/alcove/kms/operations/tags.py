@@ -5,7 +5,7 @@ Core: an authorized call and the tools in; the answer's members out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from alcove.kms.operations.pages import listed, page
 
 MAX_TAGS: Final = 50
 _RESERVED: Final = "Tags beginning with aws: are reserved"
+_DUPLICATE: Final = "Duplicate tag keys"
 
 
 def tag_resource(tools: Tools, call: Call) -> dict[str, Any]:
@@ -22,6 +23,7 @@ def tag_resource(tools: Tools, call: Call) -> dict[str, Any]:
     tags = {**call.the_key.tags, **check_tags(call.params["Tags"])}
     if len(tags) > MAX_TAGS:
         raise KmsError("TagException", "Too many tags")
+    _check_distinct(tags)
     tools.store.save_key(replace(call.the_key, tags=tags))
     return {}
 
@@ -53,13 +55,18 @@ def check_tags(tags: Sequence[dict[str, str]]) -> dict[str, str]:
         KmsError: TagException, in the recorded words.
     """
     names = [tag["TagKey"] for tag in tags]
-    if len(set(names)) != len(names):
-        raise KmsError("TagException", "Duplicate tag keys")
+    _check_distinct(names)
     if len(names) > MAX_TAGS:
         raise KmsError("TagException", "Too many tags")
     if any(_is_reserved(name) for name in names):
         raise KmsError("TagException", _RESERVED)
     return {tag["TagKey"]: tag["TagValue"] for tag in tags}
+
+
+def _check_distinct(names: Collection[str]) -> None:
+    """Policies compare the names of tags without case (§6.1): a second one could hide the first from a Deny."""
+    if len({name.lower() for name in names}) != len(names):
+        raise KmsError("TagException", _DUPLICATE)
 
 
 def _is_reserved(name: str) -> bool:
