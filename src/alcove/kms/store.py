@@ -61,7 +61,8 @@ class Grant:
     Attributes:
         grant_id: 64 hex digits.
         grantee: ARN of who may use it.
-        grantee_id: Its unique id when it is a user, so that a user made anew under the old name is another one.
+        grantee_id: Its unique id when it is a user or a role, or its role's when it is a session, so that who is made
+            anew under the old name is another one.
         retiring: ARN of who may retire it, or empty.
         retiring_id: As `grantee_id`.
         constraints: ``EncryptionContextEquals`` or ``EncryptionContextSubset`` with their pairs.

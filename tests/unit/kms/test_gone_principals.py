@@ -11,9 +11,11 @@ import pytest
 from tests.unit.kms.conftest import NewStore
 from tests.unit.kms.in_process import InProcess, in_process
 
+from alcove.kms.call import Answer
 from alcove.kms.policy.bind import rename_principals
 from alcove.kms.policy.document import MAX_POLICY_BYTES, parse_policy
 from alcove.kms.policy.lint import lint
+from alcove.kms.sessions import LABEL, Sealer, Session
 from alcove.kms.users import NewUser, add_role, add_user, remove_role, remove_user
 
 ACCOUNT = "111122223333"
@@ -76,6 +78,34 @@ def test_a_role_and_its_sessions(kms: InProcess) -> None:
     statement = json.loads(policy_of(kms, key))["Statement"][1]
     assert statement["Principal"]["AWS"] == [role_id, f"{role_id}:night", EVE]
     assert may(kms, eve, key)
+
+
+def test_a_session_of_a_role_made_again_is_a_stranger_to_grants(kms: InProcess) -> None:
+    """The grant was for a session of the role that is gone; there is none for sessions of a role that never was."""
+
+    def sent(name: str) -> Answer:
+        body = {"KeyId": key, "GranteePrincipal": name, "Operations": ["DescribeKey"]}
+        return kms.send("CreateGrant", json.dumps(body).encode())
+
+    def described() -> int:
+        """The status of the answer to the session, with credentials of the present role."""
+        session = Session(kms.store.roles()[0].role_id, "night", 0, int(kms.clock().timestamp()) + 60)
+        made = Sealer(kms.store.secret(LABEL)).seal(session, bytes(22))
+        user = NewUser("", made.access_key_id, made.secret)
+        return kms.send(
+            "DescribeKey", json.dumps({"KeyId": key}).encode(), user, x_amz_security_token=made.token
+        ).status
+
+    key = kms.call("CreateKey")["KeyMetadata"]["KeyId"]
+    for name in (SESSION, SESSION.replace("eve/", "nobody/"), SESSION.replace(":aws:", ":aws-cn:")):
+        assert json.loads(sent(name).body)["__type"] == "InvalidArnException"
+    add_role(kms.store, "eve", ["admin"], admin=False)
+    assert sent(SESSION).status == 200
+    assert described() == 200
+    assert sent(SESSION.replace(":aws:", ":aws-cn:")).status == 400
+    remove_role(kms.store, "eve")
+    add_role(kms.store, "eve", ["admin"], admin=False)
+    assert described() == 400
 
 
 def test_a_statement_about_others_is_about_the_new_one_too(kms: InProcess) -> None:

@@ -142,13 +142,17 @@ def _principal_kind(principal: str) -> Kind:
 
 
 def _identify(tools: Tools, principal: str) -> str:
-    """The unique id of a user or role of our own account; it must exist."""
-    kind = _principal_kind(principal)
-    if kind not in {Kind.USER, Kind.ROLE} or f"::{tools.realm.account}:" not in principal:
+    """The unique id of a user or role of our own account, or of the role of a session; it must exist."""
+    kind, realm = _principal_kind(principal), tools.realm
+    if kind not in {Kind.USER, Kind.ROLE, Kind.SESSION} or f"::{realm.account}:" not in principal:
         return ""
-    users = {tools.realm.user_arn(user.name): user.user_id for user in tools.store.users()}
-    roles = {tools.realm.role_arn(role.name): role.role_id for role in tools.store.roles()}
-    found = (users | roles).get(principal)
+    named = principal
+    if kind is Kind.SESSION:
+        _, role, session = principal.split("/")
+        named = realm.role_arn(role) if realm.session_arn(role, session) == principal else ""
+    users = {realm.user_arn(user.name): user.user_id for user in tools.store.users()}
+    roles = {realm.role_arn(role.name): role.role_id for role in tools.store.roles()}
+    found = (users | roles).get(named)
     if found is None:
         raise KmsError("InvalidArnException", f"ARN does not refer to a valid principal: {principal}")
     return found
