@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
         """A client is there."""
         self._transport = transport
         peer = transport.get_extra_info("peername")
-        self._peer = replace(self._peer, address=str(peer[0]) if isinstance(peer, tuple) and peer else "")
+        self._peer = replace(self._peer, address=_address(str(peer[0])) if isinstance(peer, tuple) and peer else "")
         self._everyone.add(self)
         self.deadline = self._clock() + REQUEST_TIME
 
@@ -248,6 +248,12 @@ class Connection(asyncio.Protocol):
         self.deadline = self._clock() + LINGER
         if self._transport.can_write_eof():
             self._transport.write_eof()
+
+
+def _address(text: str) -> str:
+    """An address as policies compare it: IPv4 by its own name also where IPv6 accepts it, and without an interface."""
+    mapped = text.removeprefix("::ffff:")
+    return mapped if "." in mapped else text.partition("%")[0]
 
 
 _names: dict[bytes, str] = {}

@@ -20,6 +20,8 @@ from alcove.kms import connection, worker
 from alcove.kms.audit import AuditLog
 from alcove.kms.log import open_log
 from alcove.kms.metrics import BOUNDS, Metrics, outcome_of
+from alcove.kms.stores import open_store
+from alcove.kms.users import add_user
 
 WORDS = [b"POST", b" ", b"/", b"HTTP/1.1", b"\r\n", b"Content-Length: ", b"5", b":", b"\0", b"x"]
 HEAD = b"POST / HTTP/1.1\r\nHost: kms\r\n"
@@ -189,6 +191,21 @@ def test_any_bytes_get_an_answer_or_an_end(kms: RunningKms, parts: list[bytes]) 
     said = talk(kms, b"".join(parts))
     assert said == b"" or said.startswith(b"HTTP/1.1 ")
     assert page(kms, "/ping")[0] == 200
+
+
+def test_a_client_has_its_address_on_every_listener(tmp_path: Path) -> None:
+    """IPv4 through a socket of IPv6 is IPv4 still: a policy about networks of it would miss the client otherwise."""
+    network = {"IpAddress": {"aws:SourceIp": "127.0.0.0/8"}}
+    deny = {"Effect": "Deny", "Action": "*", "Resource": "*", "Condition": network}
+    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}, deny]}
+    with running(config(tmp_path, host="::")) as service:
+        port = service.url.rpartition(":")[2]
+        with contextlib.closing(open_store(service.config.store, service.config.root_key)) as store:
+            user = add_user(store, "elsewhere", policies=[json.dumps(policy)])
+        client(f"http://[::1]:{port}", user).list_keys()
+        with refused("AccessDeniedException"):
+            client(f"http://127.0.0.1:{port}", user).list_keys()
+        assert [record["sourceIPAddress"] for record in service.records()] == ["::1", "127.0.0.1"]
 
 
 def take_nothing(greedy: socket.socket) -> None:
