@@ -182,6 +182,20 @@ def test_nobody_locks_himself_out_by_mistake(kms: RunningKms, key: str) -> None:
     kms.app.describe_key(KeyId=key)
 
 
+def test_nobody_is_locked_out_by_a_tag(kms: RunningKms) -> None:
+    """The safety check sees what the next PutKeyPolicy will see, the key's tags too."""
+    here = {"Action": "kms:*", "Resource": "*"}
+    condition = {"StringEquals": {"aws:ResourceTag/locked": "yes"}}
+    deny = {"Effect": "Deny", "Action": "kms:PutKeyPolicy", "Resource": "*", "Condition": condition}
+    own = json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", **here}, deny]})
+    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": {"AWS": ROOT_ARN}, **here}]}
+    with contextlib.closing(open_store(kms.config.store, kms.config.root_key)) as store:
+        tagger = client(kms.url, add_user(store, "tagger", policies=[own]))
+    with refused("MalformedPolicyDocumentException"):
+        tagger.create_key(Policy=json.dumps(policy), Tags=[{"TagKey": "locked", "TagValue": "yes"}])
+    tagger.create_key(Policy=json.dumps(policy), Tags=[{"TagKey": "locked", "TagValue": "no"}])
+
+
 def test_a_policy_names_users_that_exist(kms: RunningKms, key: str) -> None:
     """A user that is not there is a typing error, and refused (kms.md §8.6)."""
     named = {"AWS": f"arn:aws:iam::{ACCOUNT}:user/nobody"}

@@ -11,16 +11,15 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
+from alcove.kms.authorize import authorize
 from alcove.kms.blob import material_id
 from alcove.kms.call import Call, Tools
-from alcove.kms.context import request_context
 from alcove.kms.errors import KmsError, unsupported, validation
 from alcove.kms.keys import EXTERNAL, OURS, PRIMARY, Key, KeyState, Material, Realm
 from alcove.kms.material import new_material
 from alcove.kms.operations.pages import page
 from alcove.kms.operations.tags import check_tags
 from alcove.kms.policy.document import INVALID_PRINCIPALS, PolicyDocument, malformed, parse_policy
-from alcove.kms.policy.evaluate import Access, evaluate
 from alcove.kms.policy.principals import Kind
 from alcove.kms.specs import ENCRYPT, SYMMETRIC, KeySpec, check_usage, spec_of
 from alcove.kms.upkeep import settle
@@ -218,10 +217,9 @@ def check_policy(tools: Tools, call: Call, text: str) -> None:
     _check_principals(tools, policy)
     if call.params.get("BypassPolicyLockoutSafetyCheck"):
         return
-    later = replace(call, operation="PutKeyPolicy", params={"KeyId": call.the_key.key_id})
-    context = request_context(later, tools.realm)
-    access = Access(call.identity.caller, "kms:PutKeyPolicy", tools.realm.key_arn(call.the_key.key_id), context)
-    if not evaluate(access, policy, call.identity.policies).allowed:
+    key = replace(call.the_key, policy=text)
+    _, decision = authorize(tools, replace(call, operation="PutKeyPolicy", params={"KeyId": key.key_id}, key=key))
+    if not decision.allowed:  # no grant gives this permission
         raise malformed(LOCKOUT)
 
 
