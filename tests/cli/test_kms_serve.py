@@ -94,6 +94,9 @@ def test_several_regions_of_one_server(machine: Machine) -> None:
         here.replicate_key(KeyId=key, ReplicaRegion="us-west-2")
         assert there.decrypt(CiphertextBlob=sealed, KeyId=key)["Plaintext"] == b"x"
         assert refusal(nowhere.list_keys) == "InvalidSignatureException"
+        for region in ("eu-central-1", "us-west-2", "us-east-1"):  # the last is the one of STS's global endpoint
+            assert client(url, admin, "sts", region=region).get_caller_identity()["UserId"].startswith("AIDA")
+        assert refusal(client(url, admin, "sts", region="eu-west-3").get_caller_identity) == "SignatureDoesNotMatch"
     assert "is no Region" in machine.fails("serve", "--region", "Europe")
 
 

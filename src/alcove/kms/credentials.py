@@ -5,7 +5,7 @@ Core: a request and the tools in; an `Identity` out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -20,7 +20,7 @@ MAX_CALLERS: Final = 4096  # that are remembered
 
 
 def identify(
-    request: SignedRequest, tools: Tools, *, now: datetime, service: str, regions: Sequence[str]
+    request: SignedRequest, tools: Tools, *, now: datetime, service: str, regions: Collection[str]
 ) -> tuple[Identity, str]:
     """The authenticated caller with the policies that it has now, and the Region that the request is signed for.
 

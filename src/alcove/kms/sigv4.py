@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -51,7 +51,7 @@ def authenticate(
     request: SignedRequest,
     *,
     now: datetime,
-    regions: Sequence[str],
+    regions: Collection[str],
     find: Callable[[str], Secret | None],
     service: str = "kms",
 ) -> Scope:
@@ -133,7 +133,7 @@ def _signer(secret: str, date: str, region: str, service: str) -> HMAC:
     return HMAC(signing_key(secret, Scope("", date, region, service)), SHA256())
 
 
-def _check_scope(scope: Scope, stamp: str, regions: Sequence[str], service: str) -> None:
+def _check_scope(scope: Scope, stamp: str, regions: Collection[str], service: str) -> None:
     if scope.region not in regions:
         raise invalid(f"Credential should be scoped to a valid Region, not {scope.region}")
     if scope.service != service:

@@ -76,7 +76,7 @@ class Sts:
 
     def _handle(self, request: SignedRequest, peer: Peer, request_id: str, event_id: str) -> bytes:
         now, realm = self._clock(), self._tools.realm
-        regions = tuple(dict.fromkeys((realm.region, GLOBAL_REGION)))
+        regions = {*self._tools.regions, realm.region, GLOBAL_REGION}
         identity, _ = identify(request, self._tools, now=now, service="sts", regions=regions)
         trail = Trail(request_id, event_id, now, peer, identity, "", source="sts.amazonaws.com")
         try:
