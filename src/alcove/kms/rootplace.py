@@ -98,10 +98,13 @@ class RootPlace:
         _rename(waiting, self.path)
 
     def promote(self, former: str) -> Path:
-        """The staged root key takes its place; the former one is kept under its fingerprint, and its path returned."""
+        """The staged root key takes its place; the former one is kept under its fingerprint, and its path returned.
+
+        There is a root key in this place at every moment.
+        """
         kept = self.path.with_name(f"{self.path.name}.{former}")
         if not kept.exists():
-            _rename(self.path, kept)
+            RootPlace(kept, self.openers).replace(self._read())
         _rename(self.staged.path, self.path)
         return kept
 

@@ -16,7 +16,7 @@ from tests.unit.kms.server_harness import config, running
 from tests.unit.pkcs11.softhsm import SoftHsm, make_softhsm
 
 from alcove.errors import AlcoveError, UsageError
-from alcove.kms import rootchange, rootfile
+from alcove.kms import rootchange, rootfile, rootplace
 from alcove.kms.rootfile import Openers
 from alcove.kms.rootkey import RootKey
 from alcove.kms.rootplace import VARIABLE, RootPlace
@@ -249,6 +249,33 @@ def test_rotation_waits_for_nobody_to_use_the_store(busy: Path) -> None:
         with pytest.raises(UsageError, match="is in use"):
             open_store(settings.store, settings.root_key, exclusive=True)
         assert service.admin.list_keys()["Keys"]
+
+
+@pytest.mark.parametrize("count", range(6))
+def test_files_change_places_at_once(busy: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Killed before or after any of its three renames, a root key is where it is looked for, and fits the store."""
+    settings = config(busy)
+    there = RootPlace.of(settings.root_key)  # type: ignore[arg-type]
+    left, real = iter(range(count)), rootplace._rename
+
+    def one_more() -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    def rename(old: Path, new: Path) -> None:
+        one_more()
+        real(old, new)
+        one_more()
+
+    monkeypatch.setattr(rootplace, "_rename", rename)
+    with (
+        contextlib.closing(open_store(settings.store, there, exclusive=True)) as store,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        rootchange.rotate(store, there, None)
+    monkeypatch.undo()
+    with contextlib.closing(open_store(settings.store, there)) as store:
+        assert there.load().fingerprint == store.fingerprint
 
 
 @pytest.mark.parametrize("committed", [True, False])
