@@ -26,6 +26,7 @@ ALSO_ATTESTED: Final = ("GenerateMac", "PutKeyPolicy", "ReEncrypt", "Sign")
 """Operations that take a Recipient here and not at AWS: policies can ask where the caller runs. No answer is sealed."""
 MAX_SHOWN: Final = 256  # characters of a refused value that a message repeats
 MAX_PROBLEM: Final = 1024  # characters of one violation: its path has the client's own keys
+MAX_TIME: Final = 253_402_300_799  # seconds since the epoch: the end of the year 9999
 MAX_PROBLEMS: Final = 32  # violations after which a list is read no further: an answer stays smaller than its request
 
 Shape = Mapping[str, Any]
@@ -249,6 +250,16 @@ def _typed(kind: type | tuple[type, ...], name: str) -> Callable[[Any, str], Any
     return read
 
 
+_number = _typed((int, float), "number")
+
+
+def _timestamp(value: Any, path: str) -> Any:
+    value = _number(value, path)
+    if not abs(value) <= MAX_TIME:
+        raise KmsError("SerializationException", f"{path} is not within the years that there are")
+    return value
+
+
 def _blob(value: Any, path: str) -> bytes:
     try:
         return pybase64.b64decode(value, None, validate=True)
@@ -264,7 +275,7 @@ _READERS: Final[dict[str, Callable[[Any, str], Any]]] = {
     "integer": _typed(int, "integer"),
     "long": _typed(int, "integer"),
     "boolean": _typed(bool, "boolean"),
-    "timestamp": _typed((int, float), "number"),
+    "timestamp": _timestamp,
     "blob": _blob,
 }
 

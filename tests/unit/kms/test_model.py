@@ -158,6 +158,14 @@ def test_what_is_not_the_services_json_is_refused(body: bytes) -> None:
     assert refusal("Encrypt", body).kind == "SerializationException"
 
 
+@pytest.mark.parametrize("text", ["1e400", "-1e400", "1" + "0" * 30, "1" + "0" * 400, "253402300800"])
+def test_a_time_is_one_that_there_is(text: str) -> None:
+    """What no calendar has, and no record could hold, is refused by the type."""
+    body = '{"KeyId":"a","ImportToken":"QQ==","EncryptedKeyMaterial":"QQ==","ValidTo":%s}'
+    assert refusal("ImportKeyMaterial", (body % text).encode()).kind == "SerializationException"
+    kms_model().parse("ImportKeyMaterial", (body % "253402300799").encode())
+
+
 def test_an_answer_leaves_out_what_is_not_there() -> None:
     """Absent members are absent, never null (kms.md §0)."""
     rendered = kms_model().render("Decrypt", {"KeyId": "a", "Plaintext": None, "CiphertextForRecipient": b"x"})
