@@ -70,7 +70,9 @@ class Trail:
 
     def record(self, realm: Realm) -> dict[str, Any]:
         """The record."""
-        resources = [{"accountId": arn.split(":")[4], "type": "AWS::KMS::Key", "ARN": arn} for arn in self.key_arns]
+        made = self.answer["KeyMetadata"]["Arn"] if self.answer and self.operation == "CreateKey" else None
+        arns = (made,) if made else self.key_arns
+        resources = [{"accountId": arn.split(":")[4], "type": "AWS::KMS::Key", "ARN": arn} for arn in arns]
         failure = {"errorCode": self.error.kind, "errorMessage": self.error.text} if self.error else {}
         return {
             "eventVersion": "1.11",

@@ -54,6 +54,7 @@ def test_a_record_has_cloudtrails_members(kms: InProcess) -> None:
     metadata = record["responseElements"]["keyMetadata"]
     assert (metadata["keyId"], metadata["aWSAccountId"]) == (key["KeyId"], "111122223333")
     assert None not in metadata.values()
+    assert record["resources"] == [{"accountId": "111122223333", "type": "AWS::KMS::Key", "ARN": key["Arn"]}]
     assert HOST.split(".")[1] == record["awsRegion"]
 
 
