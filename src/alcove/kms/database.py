@@ -74,7 +74,7 @@ class Tables(ABC):
         """What is another value after a change of the database."""
 
     @abstractmethod
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Gets what was erased out of the database's files, as far as it can."""
 
     def look(self) -> None:

@@ -112,7 +112,7 @@ class PostgresStore(KeyTables, NameTables, RootTables):
             self._confirmed = float("-inf")
         if self._erased:
             self._erased = False
-            self._sweep()
+            self.sweep()
 
     def close(self) -> None:
         """Lets go of the database."""
@@ -140,7 +140,7 @@ class PostgresStore(KeyTables, NameTables, RootTables):
             self._confirmed = now  # the moment before the question
         return self._latest
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Old rows out of the tables; what a backup or PostgreSQL's own log still has is wrapped under the root key."""
         self._database.execute("VACUUM keys, materials")
 

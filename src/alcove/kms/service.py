@@ -120,8 +120,12 @@ class Service:
             if row.read_only:
                 trail.answer = self._perform(tools, row, request, call, trail)
             else:
+                told: list[Mapping[str, Any]] = []
+                calling = replace(tools, events=told.append)  # what happens to keys in a call that fails, does not
                 with tools.store.transaction():
-                    trail.answer = self._perform(tools, row, request, call, trail)
+                    trail.answer = self._perform(calling, row, request, call, trail)
+                    for record in told:
+                        tools.events(record)
             body = self._model.render(trail.operation, trail.answer)
         except KeyPending:
             trail.ended = False

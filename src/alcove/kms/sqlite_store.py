@@ -111,7 +111,8 @@ class SqliteStore(KeyTables, NameTables, RootTables):
         (others,) = self._connection.execute("PRAGMA data_version").fetchone()
         return self._connection.total_changes, others
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Everything anew without free pages, and the log emptied."""
         self._database.execute("VACUUM")
         self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 

@@ -197,6 +197,10 @@ class KeyStore(Protocol):
         """Erases keys whose deletion date has come; returns their Regions and ids."""
         ...
 
+    def sweep(self) -> None:
+        """Gets what was erased out of the database's files, as far as it can."""
+        ...
+
     def save_alias(self, alias: Alias) -> None:
         """Adds an alias, or gives it another key."""
         ...

@@ -110,13 +110,12 @@ class KeyTables(Tables):
         return self._remember(("private key", key.region, key.key_id, material_id), read)
 
     def purge(self, now: float) -> list[tuple[str, str]]:
-        """Erases keys whose deletion date has come, from the file, its log and its free pages."""
-        query = "SELECT region, key_id FROM keys WHERE deletion_date<=?"
-        due = self._database.execute(query, (now,)).fetchall()
-        if due:
-            with self.transaction():
+        """Erases keys whose deletion date has come."""
+        with self.transaction():
+            query = "SELECT region, key_id FROM keys WHERE deletion_date<=?"
+            due = self._database.execute(query, (now,)).fetchall()
+            if due:
                 self._database.executemany(f"DELETE FROM keys WHERE {_ONE_KEY}", due)  # noqa: S608 - as above
-            self._sweep()
         return [(region, key_id) for region, key_id in due]
 
     def _keys(self, where: str, values: tuple[Any, ...]) -> list[Key]:

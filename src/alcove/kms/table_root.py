@@ -99,7 +99,7 @@ class RootTables(UserTables):
             self._save_meta("verifier", new.wrap(_VERIFIER, "verifier"))
             self._save_meta("fingerprint", new.fingerprint.encode())
             self._root = new
-        self._sweep()
+        self.sweep()
         return place.promote(former.fingerprint)
 
     def _rewrap(self, table: str, new: RootKey) -> None:

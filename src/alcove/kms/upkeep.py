@@ -33,8 +33,12 @@ def housekeeping(tools: Tools, now: float) -> None:
     """Does what is due and was not asked for, and erases what is gone."""
     for key in tools.store.due(now):
         refresh(tools, key, now)
-    for region, key_id in tools.store.purge(now):
-        tell(tools, "DeleteKey", (region, key_id), now)
+    with tools.store.transaction():  # no key goes off the record
+        gone = tools.store.purge(now)
+        for key_name in gone:
+            tell(tools, "DeleteKey", key_name, now)
+    if gone:
+        tools.store.sweep()
 
 
 def tell(tools: Tools, name: str, key: tuple[str, str], now: float, **details: str) -> None:

@@ -349,7 +349,8 @@ def test_a_deleted_key_is_gone_from_the_files(tmp_path: Path) -> None:
         assert store.purge(time.time()) == []
         assert store.purge(time.time() + 8 * 86400) == [("us-east-1", key)]
         assert store.family(key) == []
-    assert all(sealed not in file.read_bytes() for file in tmp_path.glob("kms.sqlite*"))
+        store.sweep()
+        assert all(sealed not in file.read_bytes() for file in tmp_path.glob("kms.sqlite*"))
 
 
 def test_users_come_and_go(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from tests.unit.kms.test_states_of_pairs import wrapped
 from alcove.kms.model import kms_model
 from alcove.kms.service import Service
 from alcove.kms.upkeep import housekeeping
+from alcove.kms.users import add_user
 
 
 class Clock:
@@ -87,12 +88,45 @@ def test_keys_that_go(kms: InProcess, clock: Clock) -> None:
     assert events(kms) == [("DeleteKey", "us-east-1", {"keyId": key["Arn"]})]
 
 
+def test_keys_are_on_the_record_before_their_files_are_tidied(
+    kms: InProcess, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk without the room for it keeps no record back; a log that takes none keeps the key."""
+    key = kms.call("CreateKey")["KeyMetadata"]
+    kms.call("ScheduleKeyDeletion", KeyId=key["KeyId"], PendingWindowInDays=7)
+    later = (clock() + timedelta(days=8)).timestamp()
+    with pytest.raises(OSError, match="no space"):
+        housekeeping(replace(kms.tools, events=full), later)
+    assert kms.store.family(key["KeyId"])
+    monkeypatch.setattr(type(kms.store), "sweep", full)
+    with pytest.raises(OSError, match="no space"):
+        housekeeping(kms.tools, later)
+    assert events(kms) == [("DeleteKey", "us-east-1", {"keyId": key["Arn"]})]
+    assert not kms.store.family(key["KeyId"])
+
+
+def test_what_a_refused_call_did_is_on_no_record(kms: InProcess, clock: Clock) -> None:
+    """A call that writes is one transaction: when it is refused, the rotation that was due is not made in it either."""
+    stranger = add_user(kms.store, "stranger")
+    key = kms.call("CreateKey")["KeyMetadata"]
+    kms.call("EnableKeyRotation", KeyId=key["KeyId"], RotationPeriodInDays=90)
+    clock.ahead = timedelta(days=91)
+    answer = kms.send("DisableKey", json.dumps({"KeyId": key["KeyId"]}).encode(), stranger)
+    assert json.loads(answer.body)["__type"] == "AccessDeniedException"
+    assert kms.store.family(key["KeyId"])[0].material_id == key["CurrentKeyMaterialId"]
+    assert events(kms) == []
+    kms.call("DisableKey", KeyId=key["KeyId"])
+    assert [name for name, _, _ in events(kms)] == ["RotateKey"]
+    assert [record["eventName"] for record in kms.records[-2:]] == ["RotateKey", "DisableKey"]
+
+
+def full(*_: object) -> None:
+    """A disk without room."""
+    raise OSError("no space left on device")
+
+
 def test_nothing_happens_off_the_record(kms: InProcess, clock: Clock) -> None:
     """A rotation that cannot be recorded is not made, and the call fails."""
-
-    def full(_record: Mapping[str, Any]) -> None:
-        raise OSError("no space left on device")
-
     key = kms.call("CreateKey")["KeyMetadata"]
     kms.call("EnableKeyRotation", KeyId=key["KeyId"], RotationPeriodInDays=90)
     clock.ahead = timedelta(days=91)
