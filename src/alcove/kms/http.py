@@ -16,7 +16,7 @@ from alcove.kms.call import Answer, Peer
 from alcove.kms.claim import SignedRequest
 from alcove.kms.connection import Respond
 from alcove.kms.errors import KmsError
-from alcove.kms.log import Log, silent
+from alcove.kms.log import Log, place_of, silent
 from alcove.kms.material import KeyPending, make_pair
 from alcove.kms.metrics import CONTENT_TYPE, OTHER, Metrics, outcome_of
 from alcove.kms.service import Service
@@ -99,10 +99,16 @@ class KmsFace:
             self._answer(respond, answer, operation, began)
 
     async def _make(self, spec: str, request: SignedRequest, peer: Peer, respond: Respond, began: float) -> None:
-        async with self._makers:
-            made = await asyncio.to_thread(make_pair, spec)
         operation = (request.value("x-amz-target") or "").rpartition(".")[2]
-        self._answer(respond, self._service.handle(request, peer, made), operation, began)
+        try:
+            async with self._makers:
+                made = await asyncio.to_thread(make_pair, spec)
+            answer = self._service.handle(request, peer, made)
+        except Exception as error:  # noqa: BLE001 - the client would wait for ever
+            self._watch.log("fault", operation=operation[:128], error=place_of(error))
+            fault = KmsError("KMSInternalException", "The request could not be served.")
+            answer = Answer(fault.status, fault.body(), "", kind=fault.kind)
+        self._answer(respond, answer, operation, began)
 
     def _answer(self, respond: Respond, answer: Answer, operation: str, began: float) -> None:
         if not self._waiting:

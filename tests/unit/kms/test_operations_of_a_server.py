@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.unit.kms.server_harness import RunningKms, client, config, refused, running
 
 from alcove.kms import connection, worker
+from alcove.kms import http as kms_http
 from alcove.kms.audit import AuditLog
 from alcove.kms.log import open_log
 from alcove.kms.metrics import BOUNDS, Metrics, outcome_of
@@ -191,6 +192,20 @@ def test_any_bytes_get_an_answer_or_an_end(kms: RunningKms, parts: list[bytes]) 
     said = talk(kms, b"".join(parts))
     assert said == b"" or said.startswith(b"HTTP/1.1 ")
     assert page(kms, "/ping")[0] == 200
+
+
+def test_a_key_that_cannot_be_made_is_a_fault(kms: RunningKms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for it for ever, and the operator is told."""
+
+    def fail(_spec: str) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(kms_http, "make_pair", fail)
+    with pytest.raises(ClientError) as caught:
+        kms.admin.create_key(KeySpec="RSA_2048", KeyUsage="SIGN_VERIFY")
+    assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 500
+    told = json.loads(kms.config.audit.with_name("log").read_text().splitlines()[-1])
+    assert (told["event"], told["operation"], told["error"][:11]) == ("fault", "CreateKey", "MemoryError")
 
 
 def test_a_client_has_its_address_on_every_listener(tmp_path: Path) -> None:
