@@ -12,7 +12,10 @@ import pytest
 from tests.unit.kms.in_process import PEER, InProcess, in_process
 
 from alcove.kms.claim import SignedRequest
-from alcove.kms.policy.document import parse_policy
+from alcove.kms.policy import decisions, document
+from alcove.kms.policy.document import PolicyDocument, parse_policy
+from alcove.kms.policy.evaluate import Access
+from alcove.kms.policy.principals import Caller
 
 pytestmark = pytest.mark.slow
 
@@ -84,13 +87,35 @@ def test_strangers_leave_nothing(tmp_path: Path, name: str) -> None:
     assert grown < MOST
 
 
+def large(number: int) -> PolicyDocument:
+    """A policy as large as one can be, and unlike all others."""
+    statement = {"Effect": "Allow", "Principal": "*", "Action": ["kms:*"] * 3500, "Resource": "*"}
+    return parse_policy(json.dumps({"Statement": [{"Sid": f"{number}", **statement}]}))
+
+
+def test_decisions_keep_large_policies_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of decisions keeps no more policies than it may, in characters of them."""
+    monkeypatch.setattr(decisions, "MAX_TEXT", 1 << 20)
+    remembered, caller = decisions.Decisions(), Caller("arn:aws:iam::111122223333:user/a", "111122223333", "AIDA")
+    access = Access(caller, "kms:Decrypt", "arn:aws:kms:us-east-1:111122223333:key/k", {})
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            assert remembered.decide(access, large(number), ()).allowed
+        document._long.cache_clear()
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert grown < 16_000_000
+
+
 def test_large_policies_are_kept_in_bounds() -> None:
     """Whoever may change policies makes large ones, again and again: a few hundred of them stay, not thousands."""
-    statement = {"Effect": "Allow", "Principal": "*", "Action": ["kms:*"] * 3500, "Resource": "*"}
     tracemalloc.start()
     try:
         for number in range(600):
-            parse_policy(json.dumps({"Statement": [{"Sid": f"{number}", **statement}]}))
+            large(number)
         gc.collect()
         grown = tracemalloc.get_traced_memory()[0]
     finally:

@@ -16,6 +16,7 @@ from alcove.kms.policy.document import PolicyDocument
 from alcove.kms.policy.evaluate import Access, Decision, evaluate
 
 MAX_REMEMBERED: Final = 4096
+MAX_TEXT: Final = 16 << 20  # characters of the policies that are kept with them, which take up to eight times as much
 MAX_VALUES: Final = 2048  # characters of condition values under which a decision is still remembered
 
 
@@ -23,7 +24,8 @@ class Decisions:
     """The decisions of one process."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], tuple[Decision, Any]] = {}
+        self._known: dict[tuple[Any, ...], tuple[Decision, Sequence[PolicyDocument | None]]] = {}
+        self._size = 0  # characters of policies that are kept
 
     def decide(
         self, access: Access, key_policy: PolicyDocument | None, identities: Sequence[PolicyDocument]
@@ -45,7 +47,13 @@ class Decisions:
             return known[0]
         decision = evaluate(access, key_policy, identities)
         if len(str(values)) <= MAX_VALUES:
-            if len(self._known) >= MAX_REMEMBERED:
-                del self._known[next(iter(self._known))]
             self._known[name] = (decision, policies)
+            self._size += _size(policies)
+            while len(self._known) > MAX_REMEMBERED or self._size > MAX_TEXT:
+                _, oldest = self._known.pop(next(iter(self._known)))
+                self._size -= _size(oldest)
         return decision
+
+
+def _size(policies: Sequence[PolicyDocument | None]) -> int:
+    return sum(policy.size for policy in policies if policy)

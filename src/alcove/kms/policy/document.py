@@ -70,12 +70,14 @@ class PolicyDocument:
     """A parsed policy; `variables` says whether its version has policy variables.
 
     Attributes:
+        size: Characters of its text.
         reads: The condition keys, in lower case, whose values can make a difference to it.
     """
 
     kind: PolicyKind
     variables: bool
     statements: tuple[Statement, ...]
+    size: int = field(repr=False, compare=False)
     reads: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -118,7 +120,7 @@ def _parse(text: str, kind: PolicyKind) -> PolicyDocument:
     if not isinstance(statements, list) or not statements:
         raise malformed("a policy needs at least one statement")
     parsed = tuple(_statement(statement, index, kind) for index, statement in enumerate(statements, 1))
-    return PolicyDocument(kind, version == VARIABLES_VERSION, parsed)
+    return PolicyDocument(kind, version == VARIABLES_VERSION, parsed, len(text))
 
 
 # What is parsed has up to eight times the bytes of its text: the largest that these can keep is some 200 MB.
