@@ -78,6 +78,13 @@ static ssize_t take_output(int fd)
     return got;
 }
 
+/* How much may be in the pipe when the application ends. */
+static uint64_t pipe_size(int fd)
+{
+    int size = fcntl(fd, F_GETPIPE_SZ);
+    return size > 0 ? (uint64_t)size : 0;
+}
+
 static void drop(size_t index)
 {
     close(callers[index].fd);
@@ -86,7 +93,7 @@ static void drop(size_t index)
 
 static void greet(int listener)
 {
-    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = count < CALLERS ? accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK) : -1;
     if (fd >= 0)
         callers[count++] = (struct caller){.fd = fd, .follows = -1, .deadline = seconds() + LINE_SECONDS};
 }
@@ -156,6 +163,8 @@ static void wait_for_something(struct pollfd *list)
         if (callers[i].follows < 0 && patience < 0)
             patience = 1000;
     }
+    for (size_t i = 0; i < FIXED; i++)
+        list[i].revents = 0; /* as those of callers: a call that fails leaves them as they were */
     poll(list, FIXED + count, patience);
 }
 
@@ -195,7 +204,8 @@ static void keep_log(int output, int end, int listener)
         if (list[OUTPUT].revents && take_output(output) == 0)
             list[OUTPUT].fd = -1; /* nobody is left who could write */
         if (list[END].revents && !farewell) {
-            while (take_output(output) > 0)
+            uint64_t all = total + pipe_size(output); /* who writes on, left behind by the application, keeps no enclave */
+            while (total < all && take_output(output) > 0)
                 ;
             farewell = seconds() + FAREWELL_SECONDS;
             list[END].fd = -1;
