@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.unit.image.processes import alive, until
 from tests.unit.image.storage import Storage
 
 from alcove.errors import MachineError
@@ -24,23 +22,6 @@ ENVIRONMENT = {"PATH": os.environ["PATH"]}
 
 def sh(script: str) -> list[str]:
     return ["sh", "-c", script]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process is there, and not only waited for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for it, for at most half a minute."""
-    for _ in range(300):
-        if condition():
-            return
-        time.sleep(0.1)
-    pytest.fail("it did not come to pass")
 
 
 def test_lines_come_as_they_are_printed() -> None:
@@ -141,7 +122,7 @@ def test_an_interrupted_build_leaves_neither_processes_nor_containers(tmp_path: 
 
     def interrupt(line: str) -> None:
         if line == "started":
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt  # as SIGINT does, which tests in the background ignore
 
     with pytest.raises(KeyboardInterrupt):
         ContainerSource("x86_64", storage.environment, interrupt).build("localhost/interrupted", context, work)

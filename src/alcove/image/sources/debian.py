@@ -22,6 +22,7 @@ from typing import IO, Final
 from urllib.parse import unquote
 
 from alcove.errors import MachineError
+from alcove.image.sources.programs import bound_to_us
 
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MAX_UNPACKED: Final = 1 << 30  # bytes kept; the tools tree has about 100 MB
@@ -104,7 +105,9 @@ def unpack(recipe: Recipe, root: Path, progress: Callable[[str], None]) -> dict[
 
 def _run(command: list[str], recipe: Recipe, root: Path) -> None:
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+        # a signal may end us before we know the process
+        bound = bound_to_us(os.environ.get("PATH", os.defpath))
+        process = subprocess.Popen([*bound, *command], stdout=subprocess.PIPE, stderr=log)
         try:
             broken = _extract(process.stdout, root, recipe.keep)
         except BaseException:

@@ -60,7 +60,7 @@ def run(
         hint = f"install it (Debian: apt install {argv[0]}); `alcove doctor` shows what is missing"
         raise MachineError(f"the program {argv[0]} is missing", hint=hint, code=code)
     process = subprocess.Popen(
-        [*_bound_to_us(path), *argv],
+        [*bound_to_us(path), *argv],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -80,7 +80,7 @@ def run(
 
 
 @cache
-def _bound_to_us(path: str) -> tuple[str, ...]:
+def bound_to_us(path: str) -> tuple[str, ...]:
     """The words before a command that let it end with us; none where setpriv cannot do that."""
     argv = ("setpriv", "--pdeathsig", "TERM", "--")
     try:
