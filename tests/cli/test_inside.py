@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.proxy.peers import free_port
+from tests.ports import free_port
 
 BIN = Path(sys.executable).parent
 SECONDS = 120

@@ -6,24 +6,18 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 from pathlib import Path
 from typing import Final
 
 import pytest
+from tests.ports import free_port
 from tests.vm.conftest import BIN, ROOT, Cli
 
 TUTORIALS: Final = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
 SECONDS: Final = 600
 _FENCE: Final = re.compile(r"^```(sh|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _KMS: Final = "4599"  # somebody's KMS may run here
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def done(script: str, directory: Path, environment: dict[str, str]) -> str:
@@ -52,7 +46,7 @@ def test_a_tutorial_works_as_it_is_written(
     page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Each command in order, in an empty directory, and each line that the page shows in what they print."""
-    port = free_port()
+    port = str(free_port())
     blocks = [(kind, text.replace(_KMS, port)) for kind, text in _FENCE.findall(page.read_text())]
     assert blocks
     script = "\n".join(text for kind, text in blocks if kind == "sh")

@@ -18,6 +18,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from josepy.jwk import JWKRSA
+from tests.ports import free_port
 from tests.unit.apps.acm_device import certificate, ec_key, rsa_key
 
 from alcove.apps.acm.acme_client import issuer
@@ -33,12 +34,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not PEBBLE.exists(), reason="`scripts/setup --tests` has not been run"),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Pebble:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.ports import free_port
 from tests.unit.apps.acm_device import PIN, certificate, ec_key, rsa_key, serving, token, unix_address
 from tests.unit.apps.acm_kms import chain_pem
 from tests.unit.apps.web_clients import clients_without_a_pause, eventually, page
@@ -43,9 +43,7 @@ class Apache:
     def __init__(self, directory: Path, form: str) -> None:
         self.directory, self.slots, self.form = directory, Slots(time.monotonic), form
         self.slots.add(token("web", [ec_key()], profile=Profile.TLS))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         (directory / "index.html").write_text("hello")
         modules = "\n".join(
             f"LoadModule {name}_module {MODULES}/mod_{name}.so"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.ports import free_port
 from tests.unit.apps.acm_device import PIN, certificate, ec_key, rsa_key, serving, token, unix_address
 from tests.unit.apps.acm_kms import chain_pem
 from tests.unit.apps.test_acm_webserver import eventually
@@ -114,12 +115,6 @@ def inside(path: Path | None) -> str:
     """Where a file of the tree is for programs that run in it."""
     assert path is not None
     return f"/usr/{path.relative_to(TREE)}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

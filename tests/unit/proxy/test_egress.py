@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.unit.proxy.peers import ask_tcp, ask_unix, echo, echo_at_end, free_port, serving, story, tcp_server
+from tests.ports import free_port
+from tests.unit.proxy.peers import ask_tcp, ask_unix, echo, echo_at_end, serving, story, tcp_server
 from tests.unit.proxy.test_dns import query
 
 from alcove.devices.vsock.handshake import peer_name

@@ -5,7 +5,8 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from tests.unit.proxy.peers import free_port, story, tcp_server
+from tests.ports import free_port
+from tests.unit.proxy.peers import story, tcp_server
 
 from alcove.proxy import resolver as resolving
 from alcove.proxy.resolver import Found, Resolver

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from tests.unit.proxy.peers import Handler, ask_tcp, ask_unix, echo, echo_at_end, free_port, serving, story, tcp_server
+from tests.ports import free_port
+from tests.unit.proxy.peers import Handler, ask_tcp, ask_unix, echo, echo_at_end, serving, story, tcp_server
 
 from alcove.errors import InputError, MachineError, UsageError
 from alcove.proxy import vsock_proxy
@@ -78,9 +79,7 @@ def test_a_dead_remote_closes_that_connection_and_nothing_else(tmp_path: Path) -
     """Nobody hangs, and when the remote is back the same proxy serves it."""
 
     async def tell() -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         async with running(config(tmp_path, port)) as path:
             assert await ask_unix(path, b"x") == b""
             assert await ask_unix(path, b"x") == b""

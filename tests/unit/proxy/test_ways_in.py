@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tests.ports import free_port
 from tests.unit.proxy.peers import (
     ask_tcp,
     ask_unix,
     echo,
     echo_at_end,
     enclave_socket,
-    free_port,
     serving,
     story,
     tcp_server,
