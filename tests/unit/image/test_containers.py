@@ -7,6 +7,7 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -285,33 +286,31 @@ def registry(directory: Path, *, htpasswd: str | None = None) -> Iterator[Regist
     """Debian's docker-registry with its data below a directory."""
     if not REGISTRY.exists():
         pytest.skip("no registry: scripts/setup --tests unpacks it")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        host = f"127.0.0.1:{probe.getsockname()[1]}"
     auth = ""
     if htpasswd is not None:
         (directory / "htpasswd").write_text(htpasswd)
         auth = f"auth: {{htpasswd: {{realm: test, path: {directory}/htpasswd}}}}\n"
     config = directory / "registry.yaml"
     config.write_text(
-        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {directory}/data}}}}\nhttp: {{addr: {host}}}\n{auth}"
+        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {directory}/data}}}}\n"
+        f"http: {{addr: '127.0.0.1:0'}}\n{auth}"
     )
     log = directory / "registry.log"
     with log.open("wb") as output:
         process = subprocess.Popen([REGISTRY, "serve", config], stdout=output, stderr=output, stdin=subprocess.DEVNULL)
     try:
-        _wait_for(host, process, log)
-        yield Registry(host, log)
+        yield Registry(_host(process, log), log)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
-def _wait_for(host: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    address, _, port = host.partition(":")
-    for _ in range(300):
+def _host(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Where it listens, once it does."""
+    for _ in range(600):
         assert process.poll() is None, log.read_text()
-        with contextlib.suppress(ConnectionRefusedError), socket.create_connection((address, int(port)), 1):
-            return
+        if found := re.search(r"listening on (127\.0\.0\.1:\d+)", log.read_text()):
+            return found[1]
         time.sleep(0.1)
     pytest.fail("the registry does not listen")
 
