@@ -7,6 +7,7 @@ and as lines of PEM: a copy that is partly overwritten is found too.
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import stat
 from collections.abc import Iterable, Iterator
@@ -38,18 +39,19 @@ def needles(key: PrivateKey) -> list[bytes]:
 
 
 def tree(*roots: int) -> dict[int, str]:
-    """Processes and everything below them: their numbers, and their command lines."""
+    """Processes and everything below them: their numbers, and their command lines; not those that have just ended."""
     found, queue = dict[int, str](), list(roots)
     while queue:
         pid = queue.pop()
-        found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            queue += [int(child) for child in (task / "children").read_text().split()]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                queue += [int(child) for child in (task / "children").read_text().split()]
     return found
 
 
 def process_holds(pid: int, wanted: Iterable[bytes], *, but: str | None = None) -> bool:
-    """Whether a process has one of these in its memory, or in a file that it has open.
+    """Whether a process has one of these in its memory, or in a file that it has open; one that has ended has nothing.
 
     Args:
         pid: The process.
@@ -57,7 +59,10 @@ def process_holds(pid: int, wanted: Iterable[bytes], *, but: str | None = None) 
         but: In the names of mappings and files that are passed over.
     """
     wanted = list(wanted)
-    return any(_contains(part, wanted) for part in itertools.chain(_memory(pid, but), _open_files(pid, but)))
+    try:
+        return any(_contains(part, wanted) for part in itertools.chain(_memory(pid, but), _open_files(pid, but)))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def file_holds(path: Path, wanted: Iterable[bytes]) -> bool:

@@ -47,7 +47,7 @@ def test_console_shows_the_boot_and_the_application(cli: Any, debug_enclave: dic
     began = time.monotonic()
     done = cli("nitro-cli", "console", "--enclave-id", debug_enclave["EnclaveID"], "--disconnect-timeout", 3)
     assert done.returncode == 0
-    assert 3 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 3  # and it ends at all: the enclave goes on
     assert done.stdout.startswith("Connecting to the console for enclave ")
     assert "Linux version 6.12" in done.stdout
     assert "Hello from the enclave side!" in done.stdout
@@ -128,9 +128,9 @@ def test_ctrl_c_during_the_boot_leaves_nothing(cli: Any, hello_eif: Path) -> Non
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - tests in the background ignore it
     )
-    assert wait(lambda: set((cli.run_directory / "enclaves").glob("*")) != before, 60)
+    assert wait(lambda: set((cli.run_directory / "enclaves").glob("*")) != before)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert out == ""
@@ -190,7 +190,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait(condition: Callable[[], bool], seconds: float = 10) -> bool:
+def wait(condition: Callable[[], bool], seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -42,7 +42,7 @@ def image(cli: Any) -> Callable[[str, str], Path]:
     return build
 
 
-def ended(cli: Any, enclave_id: str, seconds: float = 60) -> dict[str, Any]:
+def ended(cli: Any, enclave_id: str, seconds: float = 240) -> dict[str, Any]:
     """The entry of an enclave that ends by itself."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

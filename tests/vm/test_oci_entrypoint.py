@@ -33,6 +33,7 @@ echo "tool: end"
 exec sleep 600
 """
 
+SECONDS = 180
 Started = tuple[str, str]
 
 
@@ -59,13 +60,10 @@ def console_of(cli: Any, context: Path) -> Iterator[Callable[..., Started]]:
         built = cli("alcove", "build-enclave", *given)
         assert built.returncode == 0, built.stderr
         running.append(cli.run_enclave(target, "--debug-mode"))
-        shown = ""
-        for _ in range(20):
+        shown, deadline = "", time.monotonic() + SECONDS
+        while "tool: end" not in shown and time.monotonic() < deadline:
             done = cli("nitro-cli", "console", "--enclave-id", running[-1]["EnclaveID"], "--disconnect-timeout", 1)
             shown = done.stdout.replace("\r", "")
-            if "tool: end" in shown:
-                break
-            time.sleep(0.5)
         return built.stderr, "\n".join(line for line in shown.splitlines() if line.startswith("tool: "))
 
     yield start
