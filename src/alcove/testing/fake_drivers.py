@@ -16,7 +16,7 @@ RX_BUFFER: Final = 3776  # one descriptor, as new kernels post them (§5.2)
 class FakeNsmDriver:
     """Linux's drivers/misc/nsm.c: two chains, one kick, one completion, two used entries in order."""
 
-    def __init__(self, guest: FakeGuest, *, timeout: float = 5.0) -> None:
+    def __init__(self, guest: FakeGuest, *, timeout: float = 30.0) -> None:
         self._queue = guest.queues[0]
         self._timeout = timeout
 
@@ -104,7 +104,7 @@ class FakeVsockDriver:
         self._tx.kick()
         self._tx.wait_used()
 
-    def receive(self, timeout: float = 5.0, *, offer: bool = True) -> tuple[Header, bytes]:
+    def receive(self, timeout: float = 30.0, *, offer: bool = True) -> tuple[Header, bytes]:
         """The next packet from the device; `offer` posts its buffer again.
 
         Raises:

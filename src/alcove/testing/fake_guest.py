@@ -44,7 +44,7 @@ class FakeGuest:
         queues: tuple[int, ...] = (2,),
         memory: int = 24 << 20,
         config_size: int = 0,
-        timeout: float = 5.0,
+        timeout: float = 30.0,
         front_end: FrontEnd | None = None,
     ) -> None:
         self.front_end = FrontEnd(path, timeout=timeout) if front_end is None else front_end

@@ -98,7 +98,7 @@ class GuestQueue:
         self._next_used = (self._next_used + 1) & 0xFFFF
         return head, self._collect(head, length), length
 
-    def wait_interrupt(self, timeout: float = 5.0) -> bool:
+    def wait_interrupt(self, timeout: float = 30.0) -> bool:
         """Wait for the newest call descriptor, and only for that one.
 
         Returns:
@@ -109,7 +109,7 @@ class GuestQueue:
         os.eventfd_read(self.call_fd)
         return True
 
-    def wait_used(self, timeout: float = 5.0) -> tuple[int, bytes, int]:
+    def wait_used(self, timeout: float = 30.0) -> tuple[int, bytes, int]:
         """The next returned chain, after as many interrupts as it takes.
 
         Raises:

@@ -20,6 +20,7 @@ from alcove.testing.fake_guest import FakeGuest
 from alcove.types import Cid, Port
 
 CID = Cid(16)
+SECONDS = 60  # for what comes within milliseconds, unless this machine has more to do
 
 
 class LoopThread:
@@ -38,12 +39,12 @@ class LoopThread:
         async def call() -> Any:
             return action()
 
-        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(5)
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(SECONDS)
 
     def close(self) -> None:
         """Stop the loop."""
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(5)
+        self._thread.join(SECONDS)
         self.loop.close()
 
 
@@ -130,21 +131,21 @@ class VsockRig:
     def serve(self, port: int) -> socket.socket:
         """Listen on a port of the parent."""
         server = listen(self.directory / f"{port}.sock")
-        server.settimeout(5)
+        server.settimeout(SECONDS)
         self.opened.append(server)
         return server
 
     def accept(self, server: socket.socket) -> socket.socket:
         """Take a connection of the guest."""
         peer, _ = server.accept()
-        peer.settimeout(5)
+        peer.settimeout(SECONDS)
         self.opened.append(peer)
         return peer
 
     def client(self) -> socket.socket:
         """A local program's socket, before its command."""
         client = socket.socket(socket.AF_UNIX)
-        client.settimeout(5)
+        client.settimeout(SECONDS)
         client.connect(str(self.host_socket))
         self.opened.append(client)
         return client

@@ -12,7 +12,7 @@ from alcove.devices.vhost_user import messages as wire
 from alcove.devices.vhost_user.messages import Request
 from alcove.testing.fake_drivers import FakeNsmDriver
 
-from .conftest import NsmRig
+from .conftest import SECONDS, NsmRig
 
 GET_RANDOM = bytes.fromhex("6947657452616e646f6d")
 
@@ -132,7 +132,7 @@ def test_the_end_of_the_machine_is_reported_without_a_fault(nsm_: NsmRig) -> Non
     """End of stream gives on_closed(None), once."""
     with nsm_.guest() as guest:
         nsm_.driver(guest)
-    assert nsm_.closed.get(timeout=5) is None
+    assert nsm_.closed.get(timeout=SECONDS) is None
     assert nsm_.closed.empty()
 
 
@@ -142,7 +142,7 @@ def test_unshared_memory_is_named(nsm_: NsmRig, monkeypatch: pytest.MonkeyPatch)
     with nsm_.guest() as guest:
         guest.realize()
         guest.start(share_memory=False)
-        assert "share=on" in str(nsm_.closed.get(timeout=5))
+        assert "share=on" in str(nsm_.closed.get(timeout=SECONDS))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_broken_front_end_ends_the_device(nsm_: NsmRig, message: bytes) -> Non
     with nsm_.guest() as guest:
         guest.realize()
         guest.front_end.send_raw(message)
-        assert nsm_.closed.get(timeout=5)
+        assert nsm_.closed.get(timeout=SECONDS)
         assert guest.front_end.hung_up()
 
 
@@ -177,7 +177,7 @@ def test_memory_that_could_shrink_is_refused(nsm_: NsmRig) -> None:
         os.ftruncate(guest.memory_fd, len(guest.memory))
         with pytest.raises(ConnectionError):
             guest.start()
-        assert "could shrink" in str(nsm_.closed.get(timeout=5))
+        assert "could shrink" in str(nsm_.closed.get(timeout=SECONDS))
 
 
 def test_a_running_ring_is_not_changed(nsm_: NsmRig) -> None:
@@ -185,7 +185,7 @@ def test_a_running_ring_is_not_changed(nsm_: NsmRig) -> None:
     with nsm_.guest() as guest:
         nsm_.driver(guest)
         guest.front_end.send_raw(wire.pack_message(Request.SET_VRING_NUM, wire.VRING_STATE.pack(0, 1024)))
-        assert nsm_.closed.get(timeout=5) == "vhost-user: ring 0 is changed while it runs"
+        assert nsm_.closed.get(timeout=SECONDS) == "vhost-user: ring 0 is changed while it runs"
 
 
 def test_a_front_end_that_does_not_read_is_hung_up_on(nsm_: NsmRig) -> None:
@@ -193,7 +193,7 @@ def test_a_front_end_that_does_not_read_is_hung_up_on(nsm_: NsmRig) -> None:
     with nsm_.guest() as guest, contextlib.suppress(ConnectionError):
         while True:
             guest.front_end.send_raw(wire.pack_message(Request.GET_FEATURES) * 100)
-    assert nsm_.closed.get(timeout=5) == "vhost-user: the front-end does not read its replies"
+    assert nsm_.closed.get(timeout=SECONDS) == "vhost-user: the front-end does not read its replies"
 
 
 def test_a_memory_table_larger_than_its_file_is_refused(nsm_: NsmRig) -> None:
@@ -203,7 +203,7 @@ def test_a_memory_table_larger_than_its_file_is_refused(nsm_: NsmRig) -> None:
         guest.regions = (wire.RegionSpec(0, 1 << 30, 1 << 40, 0),)
         with pytest.raises(ConnectionError):
             guest.start()
-        assert "smaller file" in str(nsm_.closed.get(timeout=5))
+        assert "smaller file" in str(nsm_.closed.get(timeout=SECONDS))
 
 
 def test_unknown_requests_are_refused_or_skipped(nsm_: NsmRig) -> None:

@@ -17,7 +17,7 @@ from alcove.testing.fake_drivers import FakeVsockDriver
 from alcove.testing.fake_guest import FakeGuest
 from alcove.types import Cid
 
-from .conftest import CID, VsockRig
+from .conftest import CID, SECONDS, VsockRig
 
 
 def connect(rig: VsockRig, driver: FakeVsockDriver, port: int = 5000, **options: int) -> socket.socket:
@@ -225,7 +225,7 @@ def test_a_large_transfer_from_the_guest_never_stalls(vsock: VsockRig, buf_alloc
                 forwarded = header.fwd_cnt
             driver.send(Op.RW, port=5000, payload=struct.pack("<I", sent // chunk) * (chunk // 4), buf_alloc=buf_alloc)
             sent += chunk
-        reader.join(5)
+        reader.join(SECONDS)
         assert received[0] == b"".join(struct.pack("<I", i) * (chunk // 4) for i in range(total // chunk))
 
 
@@ -251,7 +251,7 @@ def test_a_large_transfer_to_the_guest_keeps_to_its_credit(vsock: VsockRig) -> N
                     continue
             driver.send(Op.CREDIT_UPDATE, port=5000, fwd_cnt=len(got))
             told = len(got)
-        writer.join(5)
+        writer.join(SECONDS)
         assert bytes(got) == data
 
 
@@ -289,7 +289,7 @@ def test_small_packets_stay_far_from_the_guests_limit(vsock: VsockRig) -> None:
         for _ in range(2 * MAX_OUTSTANDING):
             peer.send(b"x")
             try:
-                while driver.receive(0.05)[0].op == Op.CREDIT_REQUEST:
+                while driver.receive(0.5)[0].op == Op.CREDIT_REQUEST:
                     asked_at.append(packets)
             except TimeoutError:
                 break
@@ -355,8 +355,9 @@ def test_before_the_guest_runs_a_client_is_given_up_and_nothing_is_left(
             driver.receive(0.05)
 
 
-def test_a_crowd_of_host_programs_takes_turns(vsock: VsockRig) -> None:
+def test_a_crowd_of_host_programs_takes_turns(vsock: VsockRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guest has little time for each, so it is asked by few at a time; the others are not refused: they wait."""
+    monkeypatch.setattr("alcove.devices.vsock.stream.REQUEST_SECONDS", SECONDS)  # the guest here is no faster than that
     with vsock.guest() as guest:
         driver = vsock.driver(guest)
         clients = [vsock.client() for _ in range(MAX_OFFERED + 10)]
@@ -387,8 +388,9 @@ def test_a_bad_command_is_hung_up_on(vsock: VsockRig, command: bytes) -> None:
     assert client.recv(1) == b""
 
 
-def test_a_busy_server_is_tried_again_without_blocking(vsock: VsockRig) -> None:
+def test_a_busy_server_is_tried_again_without_blocking(vsock: VsockRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full backlog on the host delays the guest's connection, and nothing else."""
+    monkeypatch.setattr("alcove.devices.vsock.dialer._LAST_RETRY", SECONDS)
     server = vsock.serve(5000)
     server.listen(0)
     filler = socket.socket(socket.AF_UNIX)
@@ -460,7 +462,7 @@ def _send_until_stalled(guest: FakeGuest, most: int) -> int:
         guest.queues[1].add(readable=[Header(CID, 3, own_port, 60001, 0, 1, Op.REQUEST, 0, BUFFER, 0).pack()])
         guest.queues[1].kick()
         try:
-            guest.queues[1].wait_used(0.1)
+            guest.queues[1].wait_used(1)
         except TimeoutError:
             return own_port
     return most
@@ -493,7 +495,7 @@ def test_the_end_of_the_machine_ends_every_socket(vsock: VsockRig) -> None:
     """End of stream closes the host's sockets, removes the listener and reports no fault."""
     with vsock.guest() as guest:
         peer = connect(vsock, vsock.driver(guest))
-    assert vsock.closed.get(timeout=5) is None
+    assert vsock.closed.get(timeout=SECONDS) is None
     assert peer.recv(1) == b""
     assert not vsock.host_socket.exists()
 
@@ -528,7 +530,7 @@ def test_a_ring_that_cannot_be_right_ends_the_device(vsock: VsockRig, descriptor
     with vsock.guest() as guest:
         vsock.driver(guest)
         _hostile_descriptor(guest, *descriptor)
-        assert "virtqueue" in str(vsock.closed.get(timeout=5))
+        assert "virtqueue" in str(vsock.closed.get(timeout=SECONDS))
 
 
 @pytest.mark.parametrize("heads", [[128], [65535]])
@@ -539,7 +541,7 @@ def test_a_head_out_of_range_ends_the_device(vsock: VsockRig, heads: list[int]) 
         for head in heads:
             guest.queues[1].offer(head)
         guest.queues[1].kick()
-        assert "virtqueue" in str(vsock.closed.get(timeout=5))
+        assert "virtqueue" in str(vsock.closed.get(timeout=SECONDS))
 
 
 def test_an_index_that_jumps_ends_the_device(vsock: VsockRig) -> None:
@@ -548,7 +550,7 @@ def test_an_index_that_jumps_ends_the_device(vsock: VsockRig) -> None:
         vsock.driver(guest)
         guest.queues[1].set_available_index(129)
         guest.queues[1].kick()
-        assert "129 new entries" in str(vsock.closed.get(timeout=5))
+        assert "129 new entries" in str(vsock.closed.get(timeout=SECONDS))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from alcove.devices.vsock.packet import Header, Op, Shutdown
 from alcove.testing.fake_drivers import GUEST_BUFFER, FakeVsockDriver
 from alcove.testing.fake_guest import FakeGuest
 
-from .conftest import CID, VsockRig
+from .conftest import CID, SECONDS, VsockRig
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def descriptors_open() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def wait_for(condition: object, seconds: float = 5) -> bool:
+def wait_for(condition: object, seconds: float = SECONDS) -> bool:
     """Whether it comes true in time."""
     assert callable(condition)
     deadline = time.monotonic() + seconds
@@ -106,7 +106,7 @@ def test_two_thousand_connections_stay_open_in_bounded_memory(vsock: VsockRig, d
             burst(guest, [header(Op.REQUEST, 1000 + n) for n in range(start, start + 50)])
             for _ in range(50):
                 answers += driver.receive()[0].op == Op.RESPONSE
-        acceptor.join(10)
+        acceptor.join(SECONDS)
         heap, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert answers == len(peers) == vsock.backend.counters.open_now == MANY
@@ -149,7 +149,11 @@ class Bulk:
             try:
                 received, payload = self.driver.receive(0.1, offer=False)
             except TimeoutError:
-                return
+                settle(self.rig)  # it may only have been slow
+                try:
+                    received, payload = self.driver.receive(0, offer=False)
+                except TimeoutError:
+                    return
             if received.op == Op.RW:
                 self.order.append(received.dst_port)
             if received.dst_port in self._got:
@@ -234,6 +238,7 @@ def test_the_connection_that_holds_most_is_reset_at_the_limit_of_all(
 def test_requests_that_no_listener_takes_are_bounded(vsock: VsockRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond MAX_DIALLING a REQUEST is refused at once, and a place is free again after an RST."""
     monkeypatch.setattr("alcove.devices.vsock.muxer.MAX_DIALLING", 2)
+    monkeypatch.setattr("alcove.devices.vsock.dialer._LAST_RETRY", SECONDS)
     server = vsock.serve(5000)
     server.listen(0)
     filler = socket.socket(socket.AF_UNIX)
@@ -262,13 +267,15 @@ def test_a_guest_that_opens_and_never_reads_is_asked_ever_more_seldom(vsock: Vso
         with pytest.raises(TimeoutError):
             peer.sendall(bytes(16 << 20))
         got = asked = 0
-        deadline = time.monotonic() + 0.6
+        deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             try:
                 received, payload = driver.receive(0.05)
             except TimeoutError:
                 continue
-            got += len(payload)
+            if payload:
+                got += len(payload)
+                deadline = time.monotonic() + 0.6
             asked += received.op == Op.CREDIT_REQUEST
         assert got == GUEST_BUFFER
         assert 1 <= asked <= 8

@@ -220,7 +220,7 @@ class VsockMachine(RuleBasedStateMachine):
             self.owed = 0
             self.top_up()
             whole = [end for end in self.all if not end.host_closed]
-            assert wait_for(lambda: self.all_there(whole), 30), [vars(end) for end in whole]
+            assert wait_for(lambda: self.all_there(whole)), [vars(end) for end in whole]
             for end in self.all:
                 if end.alive:
                     self.send(end, Op.RST)
@@ -344,7 +344,7 @@ def _descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 5) -> bool:
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
