@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -122,6 +123,7 @@ def on_terminal(machine: Machine, arguments: list[str], answers: list[str]) -> t
     """Run `alcove ca` on a terminal, typing each answer after a prompt."""
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background ignore it
         os.chdir(machine.directory)
         os.execve(ALCOVE, [str(ALCOVE), "ca", *arguments], machine.environment)  # noqa: S606
     said, waiting, until = b"", list(answers), time.monotonic() + 60
