@@ -159,7 +159,7 @@ def interrupt(
         wait(lambda: moment() or process.poll() is not None)
         assert process.poll() is None, said.read_text()
         process.send_signal(number)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 128 + number, said.read_text()
@@ -183,7 +183,7 @@ def test_ctrl_c_during_a_run_step_leaves_nothing(place: Place, image_name: str) 
     seconds = f"61.{os.getpid()}"
     context = dockerfile(place, f'RUN ["/bin/busybox", "sleep", "{seconds}"]')
     interrupt(place, place.command(image_name, "--docker-dir", context), lambda: running(seconds))
-    wait(lambda: not running(seconds), 10)
+    wait(lambda: not running(seconds))
     place.assert_nothing_left()
 
 
@@ -205,7 +205,7 @@ def test_ctrl_c_while_a_registry_is_silent_leaves_nothing(place: Place) -> None:
         interrupt(place, place.command(name), connected)
         for connection, _ in accepted:
             connection.close()
-    assert not running(name)
+    wait(lambda: not running(name))
     place.assert_nothing_left()
 
 

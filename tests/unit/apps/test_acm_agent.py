@@ -88,7 +88,7 @@ class Running:
         """Whether a p11-kit client gets a signature through the agent's socket now, with a key of this id."""
         try:
             return self._sign(label, named or self.named(label))
-        except (OSError, KeyError):  # between two enclaves
+        except (OSError, LookupError, ValueError, Refused):  # between two enclaves
             return False
 
     def _sign(self, label: str, named: bytes) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
+from tests.ports import free_port
 from tests.unit.apps.acm_device import certificate, ec_key, rsa_key
 from tests.unit.apps.acm_kms import pem
 from tests.unit.apps.web_clients import PATIENCE, clients_without_a_pause, eventually, page
@@ -39,9 +40,7 @@ class Nginx:
         self, directory: Path, stanza: Path | None = None, environment: Mapping[str, str] | None = None
     ) -> None:
         self.directory = directory
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.put(ec_key())
         (directory / "index.html").write_text("hello")
         temporary = "".join(
@@ -128,7 +127,6 @@ def test_an_nginx_that_does_not_finish_is_ended_by_the_next_change(
     nginx: Nginx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that stays keeps the old master, and nginx takes no other change: it has its time, then it goes."""
-    monkeypatch.setattr(webserver, "UPGRADE_SECONDS", 3.0)
     with socket.create_connection(("127.0.0.1", nginx.port), PATIENCE) as plain:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -138,6 +136,7 @@ def test_an_nginx_that_does_not_finish_is_ended_by_the_next_change(
             assert webserver.apply(nginx.options) == f"nginx went on as process {nginx.pid}"
             assert workers.running(nginx.directory / "nginx.pid.oldbin") == first
             nginx.put(rsa_key())
+            monkeypatch.setattr(webserver, "UPGRADE_SECONDS", 5.0)
             said = webserver.apply(nginx.options)
             assert said.endswith(f"; process {first} still had connections from the change before, and was ended")
     assert nginx.get()

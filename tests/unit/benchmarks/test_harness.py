@@ -112,8 +112,9 @@ def test_what_a_program_reads_and_prints_is_told(tmp_path: Path) -> None:
 def test_the_memory_of_children_counts() -> None:
     """Two processes of 60 MiB each are a tree of 120 MiB, though neither alone is."""
     child = "b = bytearray(60 << 20); b[::4096] = b'x' * len(b[::4096])"
-    parent = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child + '; input()'!r}], stdin=-1);"
-    wait = "import time; time.sleep(0.7); p.communicate(b'x')"
+    there = f"{child}; print(flush=True); input()"
+    parent = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {there!r}], stdin=-1, stdout=-1);"
+    wait = "import time; p.stdout.readline(); time.sleep(1.5); p.communicate(b'x')"
     cost = run([sys.executable, "-c", f"{parent} {child}; {wait}"], sample=True)
     assert 120 << 20 <= cost.memory < 220 << 20
 

@@ -16,7 +16,7 @@ from alcove.enclave import console
 from alcove.enclave.console import KEPT_BYTES, Console
 
 Say = Callable[[bytes], Awaitable[None]]
-_SECONDS: Final = 20
+_SECONDS: Final = 60
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from alcove.errors import ProtocolError
 
 HEARTBEAT = b"\xb7"
 GIB = 1024**3
-SECONDS = 20
+SECONDS = 60
 
 
 @pytest.fixture

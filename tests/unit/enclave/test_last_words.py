@@ -15,7 +15,7 @@ from alcove.devices.unix_path import listen
 from alcove.enclave import turns
 from alcove.enclave.last_words import MAX_WORDS, LastWords
 
-SECONDS = 20
+SECONDS = 60
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def start(
         capture_output=True,
         text=True,
         check=False,
-        timeout=20,
+        timeout=60,
     )
 
 
@@ -105,7 +105,7 @@ def test_its_outputs_can_be_opened_again(harness: Path, world: Path) -> None:
         (world / "oci").write_text("/\n1000\n1000\n")
         subprocess.run(
             [harness, world / "oci", "sh", "-c", "echo again >/proc/self/fd/1"],
-            env={"PATH": f"{world}/tools"}, stdin=console, stdout=console, stderr=console, check=True, timeout=20,
+            env={"PATH": f"{world}/tools"}, stdin=console, stdout=console, stderr=console, check=True, timeout=60,
         )  # fmt: skip
         assert (world / "console").read_text() == "again\n"
         assert os.fstat(console.fileno()).st_uid == 1000

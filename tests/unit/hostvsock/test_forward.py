@@ -63,6 +63,6 @@ def test_connections_are_passed_on(tmp_path: Path) -> None:
         await asyncio.gather(serving, return_exceptions=True)
         return said
 
-    said = asyncio.run(asyncio.wait_for(play(), 30))
+    said = asyncio.run(asyncio.wait_for(play(), 60))
     assert said == [b"", *(b"GUEST %d" % number for number in range(5))]
     assert not port.exists()

@@ -64,7 +64,7 @@ def client(url: str, user: NewUser, **options: Any) -> Any:
         region_name="us-east-1",
         aws_access_key_id=user.access_key_id,
         aws_secret_access_key=options.pop("secret", user.secret_access_key),
-        config=Config(retries={"max_attempts": 0}, connect_timeout=5, read_timeout=60),
+        config=Config(retries={"max_attempts": 0}, connect_timeout=60, read_timeout=60),
         **options,
     )
 
@@ -102,13 +102,13 @@ def running(settings: ServeConfig) -> Iterator[RunningKms]:
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        first = outcome.get(timeout=20)
+        first = outcome.get(timeout=120)
         if isinstance(first, BaseException):
             raise first
         yield RunningKms(first, settings, admin, app)
     finally:
         stop.set()
-        thread.join(timeout=20)
+        thread.join(timeout=120)
 
 
 @contextlib.contextmanager

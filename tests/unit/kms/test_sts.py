@@ -263,7 +263,7 @@ def test_the_log_has_sessions_and_no_secrets(kms: RunningKms) -> None:
 def fetch(url: str, *, method: str = "GET", **headers: str) -> tuple[int, str]:
     """Status and text of an answer to a request that is signed in its URL."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=20)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=60)
     with contextlib.closing(connection):
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, f"/?{parts.query}", headers=named)

@@ -39,7 +39,7 @@ class SoftHsm:
     def add_token(self, label: str) -> None:
         """Another token."""
         command = ["softhsm2-util", "--init-token", "--free", "--label", label, "--pin", PIN, "--so-pin", "12345678"]
-        subprocess.run(command, check=True, capture_output=True, timeout=30, env=os.environ | self.environment)
+        subprocess.run(command, check=True, capture_output=True, timeout=120, env=os.environ | self.environment)
 
     def session(self, label: str = "hsm") -> Any:
         """A writing session of the library's own, to be used as a context manager; then call `done`."""

@@ -162,13 +162,13 @@ def test_a_child_does_not_inherit_a_held_lock() -> None:
     class Slow(Scripted):
         def exchange(self, request: bytes) -> bytes:
             held.set()
-            release.wait(10)
+            release.wait(60)
             return super().exchange(request)
 
     answer = {"GetRandom": {"random": bytes(256)}}
     thread = threading.Thread(target=Nsm(Slow(answer)).get_random)
     thread.start()
-    assert held.wait(10)
+    assert held.wait(60)
     child = os.fork()
     if child == 0:
         os._exit(0 if len(Nsm(Scripted(answer)).get_random()) == 256 else 1)
