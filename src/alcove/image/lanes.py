@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import cycle
+from queue import SimpleQueue
 from typing import Final
 
 from alcove.image.measure import Feeds
+from alcove.image.threads import NoThreadsError, running, taken
 
 Chunk = bytes | memoryview
 Piece = tuple[Feeds, Chunk]  # a chunk and the hashes that it goes into: one for each lane, or none at all
@@ -57,31 +60,31 @@ def hash_pieces(pieces: Iterator[Piece]) -> None:
     this call, and no thread is left when it ends.
     """
     window = _Window(pieces)
-    other = _started(window)
-    if other is None:
+    if not _side_by_side(window):
         for feeds, chunk in pieces:
             for feed in feeds:
                 feed.update(chunk)
-        return
-    try:
-        window.run(0)
-    finally:
-        window.end()
-        other.join()
     if window.failure is not None:
         raise window.failure
 
 
-def _started(window: _Window) -> threading.Thread | None:
-    """The thread of the second lane; None where there is one core, or one thread too many already."""
+def _side_by_side(window: _Window) -> bool:
+    """Run both lanes; False, and nothing is done, where there is one core or no thread to be had."""
+    ended: SimpleQueue[None] = SimpleQueue()
+
+    def run(lane: int) -> None:
+        window.run(lane)
+        ended.put(None)
+
     if len(os.sched_getaffinity(0)) < 2:
-        return None
-    thread = threading.Thread(target=window.run, args=(1,), name="hash")
+        return False
     try:
-        thread.start()
-    except RuntimeError:  # a container's limit on processes counts threads
-        return None
-    return thread
+        with running([partial(run, 0), partial(run, 1)], window.end):
+            taken(ended)
+            taken(ended)
+    except NoThreadsError:
+        return False
+    return True
 
 
 class _Window:

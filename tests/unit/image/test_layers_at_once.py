@@ -127,6 +127,23 @@ def test_a_tree_that_is_made_twice_is_paid_once(make_layout: MakeLayout, tmp_pat
     assert len(list(walk(flattened.root))) == 122
 
 
+def test_without_a_thread_the_layers_are_made_ready_one_after_the_other(
+    make_layout: MakeLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system has no thread left to give; the lowest failure is still the one that is told."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    image = oci.load_layout(make_layout(*(layer(f"file-{n}", bytes(1000 * n)) for n in range(6))))
+    assert len(list(walk(oci.flatten(image, tmp_path).root))) == 6
+    break_blob(image, 4)
+    break_blob(image, 1)
+    with pytest.raises(ImageFormatError, match=image.layers[1].digest):
+        oci.flatten(image, tmp_path)
+
+
 def test_nobody_works_on_for_who_gave_up(make_layout: MakeLayout, tmp_path: Path) -> None:
     """Ctrl-C while a layer is looked into stops those that are on their way."""
     before = set(threading.enumerate())

@@ -15,16 +15,17 @@ import os
 import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import BinaryIO, Final
 
 from alcove.errors import AlcoveError, ImageFormatError, MachineError
 from alcove.image.sources.container import OnBytes
 from alcove.image.sources.limits import NO_ROOM, Limits
 from alcove.image.sources.unpack import GZIP, ZSTD, BrokenError, StoppedError, ahead, gunzipped, unzstd
+from alcove.image.threads import NoThreadsError, running, taken
 
 STAGE: Final = "reading the layers"
 _AT_ONCE: Final = 4  # layers that are made ready at the same time, at a few chunks of memory each
@@ -156,29 +157,48 @@ def use_layers(layers: Sequence[Layer], directory: Path, limits: Limits, on_byte
         with using:
             use(index, spool, work.check)
 
-    with ThreadPoolExecutor(min(_AT_ONCE, work.cores)) as pool:
-        largest_first = sorted(range(len(layers)), key=lambda index: -_size(layers[index].path))
-        try:
-            _wait({pool.submit(make, index): index for index in largest_first})
-        finally:
-            work.stopped.set()
-            pool.shutdown(cancel_futures=True)
+    todo: SimpleQueue[int] = SimpleQueue()
+    for index in sorted(range(len(layers)), key=lambda index: -_size(layers[index].path)):
+        todo.put(index)
+    ended: SimpleQueue[tuple[int, BaseException | None]] = SimpleQueue()
+
+    def make_what_is_left() -> None:
+        while not work.stopped.is_set():
+            try:
+                index = todo.get_nowait()
+            except Empty:
+                return
+            try:
+                make(index)
+            except BaseException as error:  # noqa: BLE001  # raised again by the thread that called
+                ended.put((index, error))
+                if not isinstance(error, AlcoveError):
+                    return
+            else:
+                ended.put((index, None))
+
+    threads = min(_AT_ONCE, work.cores, len(layers))
+    try:
+        with running([make_what_is_left] * threads, work.stopped.set):
+            _wait(ended, len(layers))
+    except NoThreadsError:
+        make_what_is_left()
+        _wait(ended, len(layers))
 
 
-def _wait(futures: dict[Future[None], int]) -> None:
+def _wait(ended: SimpleQueue[tuple[int, BaseException | None]], count: int) -> None:
     """Wait for all layers, or, after a failure, for those below it: one of them may have the failure to tell."""
-    failure: AlcoveError | None = None
-    left, end = set(futures.values()), len(futures)
-    for future in as_completed(futures):
-        index = futures[future]
-        left.remove(index)
-        try:
-            future.result()
-        except AlcoveError as error:
-            if index < end:
-                failure, end = error, index
-        if failure is not None and (not left or min(left) > end):
-            raise failure
+    failure: BaseException | None = None
+    left, end = set(range(count)), count
+    while left and min(left) < end:
+        index, error = taken(ended)
+        left.discard(index)
+        if error is not None and not isinstance(error, AlcoveError):
+            raise error
+        if error is not None and index < end:
+            failure, end = error, index
+    if failure is not None:
+        raise failure
 
 
 def _size(path: Path) -> int:
