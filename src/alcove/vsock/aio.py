@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from alcove.devices.unix_path import socket_address
-from alcove.vsock import hybrid
+from alcove.vsock import hybrid, unix_stream
 from alcove.vsock.sockets import CONNECT_SECONDS, Address, Listener, checked, refused
 from alcove.vsock.transports import Transport, transport
 from alcove.vsock.unix_listener import BACKLOG
@@ -31,22 +30,22 @@ async def connect(address: Address, *, timeout: float = CONNECT_SECONDS) -> sock
     """
     cid, port = checked(address)
     if transport() is Transport.KERNEL:
-        return await _connect(socket.AF_VSOCK, (cid, port), timeout)
+        loop = asyncio.get_running_loop()
+        return await _connected(socket.AF_VSOCK, lambda stream: loop.sock_connect(stream, (cid, port)), timeout)
     path, told = hybrid.socket_of(cid, port)
     if told:
         return await hybrid.connect_async(path, port, timeout)
-    with socket_address(path) as name:
-        try:
-            return await _connect(socket.AF_UNIX, name, timeout)
-        except FileNotFoundError:
-            raise refused(port) from None
+    try:
+        return await _connected(socket.AF_UNIX, lambda stream: unix_stream.connect_async(stream, path), timeout)
+    except FileNotFoundError:
+        raise refused(port) from None
 
 
-async def _connect(family: int, address: Address | str, seconds: float) -> socket.socket:
+async def _connected(family: int, connect: Callable[[socket.socket], Awaitable[None]], seconds: float) -> socket.socket:
     stream = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         async with asyncio.timeout(seconds):
-            await asyncio.get_running_loop().sock_connect(stream, address)
+            await connect(stream)
     except BaseException:
         stream.close()
         raise

@@ -9,9 +9,9 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from alcove.devices.unix_path import socket_address
 from alcove.enclave.paths import EnclavePaths, Paths
 from alcove.types import HOST_CID, PARENT_CID, Port
+from alcove.vsock import unix_stream
 
 HANDSHAKE_SECONDS: Final = 30.0  # the device gives up two after asking the guest, and a crowd of callers takes turns
 _LOCAL_CID: Final = 1  # VMADDR_CID_LOCAL, vsock(7)
@@ -32,9 +32,8 @@ def connect(path: Path, port: int, seconds: float = HANDSHAKE_SECONDS) -> socket
     """
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        unix_stream.connect(stream, path, seconds)
         stream.settimeout(seconds)
-        with socket_address(path) as address:
-            stream.connect(address)
         stream.sendall(b"CONNECT %d\n" % port)
         # byte by byte: what follows the line is the enclave's
         line = b""
@@ -58,8 +57,7 @@ async def connect_async(path: Path, port: int, seconds: float = HANDSHAKE_SECOND
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         async with asyncio.timeout(seconds):
-            with socket_address(path) as address:
-                await loop.sock_connect(stream, address)
+            await unix_stream.connect_async(stream, path)
             await loop.sock_sendall(stream, b"CONNECT %d\n" % port)
             line = b""
             while not _complete(line):

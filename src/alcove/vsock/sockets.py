@@ -8,12 +8,11 @@ import socket
 from types import TracebackType
 from typing import Final, Self
 
-from alcove.devices.unix_path import socket_address
 from alcove.devices.vsock.handshake import parse_peer_name
 from alcove.enclave import runtime
 from alcove.enclave.paths import Paths
 from alcove.types import PARENT_CID, Port
-from alcove.vsock import hybrid
+from alcove.vsock import hybrid, unix_stream
 from alcove.vsock.transports import Transport, transport
 from alcove.vsock.unix_listener import BACKLOG, listening
 
@@ -36,22 +35,27 @@ def connect(address: Address, *, timeout: float = CONNECT_SECONDS) -> socket.soc
     """
     cid, port = checked(address)
     if transport() is Transport.KERNEL:
-        return _connect(socket.AF_VSOCK, (cid, port), timeout)
+        return _connect_kernel(cid, port, timeout)
     path, told = hybrid.socket_of(cid, port)
     if told:
         return hybrid.connect(path, port, timeout)
-    with socket_address(path) as name:
-        try:
-            return _connect(socket.AF_UNIX, name, timeout)
-        except FileNotFoundError:
-            raise refused(port) from None
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        unix_stream.connect(stream, path, timeout)
+    except FileNotFoundError:
+        stream.close()
+        raise refused(port) from None
+    except BaseException:
+        stream.close()
+        raise
+    return stream
 
 
-def _connect(family: int, address: Address | str, timeout: float) -> socket.socket:
-    stream = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+def _connect_kernel(cid: int, port: int, timeout: float) -> socket.socket:
+    stream = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         stream.settimeout(timeout)
-        stream.connect(address)
+        stream.connect((cid, port))
         stream.settimeout(None)
     except BaseException:
         stream.close()

@@ -71,13 +71,13 @@ def _remove_stale(path: Path) -> None:
     if not path.is_socket():
         raise MachineError(f"{path} is there and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
+        probe.setblocking(False)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
             return
-        except TimeoutError:
+        except BlockingIOError:
             pass  # a full backlog: somebody is there
     raise TakenError(f"{path}: another program listens there", hint="end it first, or take another port")
 

@@ -7,7 +7,8 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from alcove.enclave.paths import Paths
 from alcove.errors import MachineError, UsageError
 from alcove.types import Cid, Port
 from alcove.vsock import aio
+from alcove.vsock.unix_listener import TakenError, listening
 
 CID, PORT = 16, 5000
 
@@ -83,6 +85,48 @@ def test_an_enclave_that_does_not_answer_has_the_callers_time(run: Path) -> None
             vsock.connect((CID, PORT), timeout=0.05)
         with pytest.raises(TimeoutError):
             asyncio.run(aio.connect((CID, PORT), timeout=0.05))
+
+
+@pytest.fixture
+def crowded(run: Path) -> Iterator[socket.socket]:
+    """A listener on the parent's port whose queue is full."""
+    (run / "vsock").mkdir()
+    path = str(run / "vsock" / f"{PORT}.sock")
+    with socket.create_server(path, family=socket.AF_UNIX, backlog=0) as listener, socket.socket(socket.AF_UNIX) as one:
+        one.connect(path)
+        yield listener
+
+
+def connect_blocking(seconds: float) -> socket.socket:
+    return vsock.connect((3, PORT), timeout=seconds)
+
+
+def connect_async(seconds: float) -> socket.socket:
+    return asyncio.run(aio.connect((3, PORT), timeout=seconds))
+
+
+@pytest.mark.parametrize("connect", [connect_blocking, connect_async])
+def test_who_comes_to_a_full_queue_waits_for_a_place(
+    crowded: socket.socket, connect: Callable[[float], socket.socket]
+) -> None:
+    """connect(2) does not wait by itself; nobody is told of a connection that is none."""
+    with pytest.raises(TimeoutError):
+        connect(0.05)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(connect, 60)
+        with pytest.raises(TimeoutError):
+            coming.result(0.1)
+        crowded.accept()[0].close()
+        with coming.result(60) as stream, crowded.accept()[0] as peer:
+            peer.sendall(b"your turn")
+            assert stream.recv(100) == b"your turn"
+
+
+def test_a_full_queue_is_somebody_s(crowded: socket.socket, run: Path) -> None:
+    """Its socket is not taken for one that nobody has: who wants to listen there hears that it is taken."""
+    with pytest.raises(TakenError), listening(run / "vsock" / f"{PORT}.sock"):
+        pass
+    assert crowded.accept()
 
 
 def test_the_transport_follows_the_machine(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
