@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import struct
 import tempfile
 import zlib
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alcove.errors import ImageFormatError, InputError
-from alcove.image.builder import NewHeader, NewSection, write_eif
+from alcove.image.builder import NewHeader, NewSection, umask, write_eif
 from alcove.image.format import HEADER_SIZE, SECTION_HEADER_SIZE, EifHeader, SectionType
 from alcove.image.measure import Measurer, crc32_joined, pcr
 from alcove.image.reader import measure_eif, read_eif, read_section
@@ -252,3 +253,15 @@ def test_an_output_that_cannot_be_written_is_e19(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write") as caught:
         write_eif(tmp_path / "no" / "x.eif", NewHeader(0), VECTOR)
     assert caught.value.code == "E19"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o000])
+def test_a_new_image_has_the_permissions_of_new_files(tmp_path: Path, mask: int) -> None:
+    """Those that umask leaves."""
+    before = os.umask(mask)
+    try:
+        write(tmp_path / "new.eif", VECTOR)
+        assert umask() == mask
+    finally:
+        assert os.umask(before) == mask
+    assert (tmp_path / "new.eif").stat().st_mode & 0o777 == 0o666 & ~mask
