@@ -11,6 +11,7 @@ from typing import Final, NoReturn
 from alcove.errors import ProtocolError
 
 SECONDS: Final = 2.0  # for each: all that a guest can do with it is to keep itself waiting
+_PAUSE: Final = 0.1  # seconds, after the process ran out of descriptors: the caller stays in the queue
 
 
 async def take_turns(
@@ -24,7 +25,11 @@ async def take_turns(
         serve: Serves one; what goes wrong, or takes longer than `SECONDS`, ends that connection alone.
     """
     while True:
-        connection, _ = await loop.sock_accept(listener)
+        try:
+            connection, _ = await loop.sock_accept(listener)
+        except OSError:
+            await asyncio.sleep(_PAUSE)
+            continue
         with connection, contextlib.suppress(TimeoutError, ProtocolError, OSError):
             connection.setblocking(False)
             await asyncio.wait_for(serve(connection), SECONDS)

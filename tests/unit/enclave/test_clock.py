@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import struct
 from pathlib import Path
@@ -53,6 +54,29 @@ def test_every_byte_is_answered_with_the_time(tmp_path: Path) -> None:
         1_800_000_000_000_000_001,
     )
     assert len(many) == 16 * 16
+
+
+def test_without_descriptors_the_guest_waits(tmp_path: Path) -> None:
+    """Who comes while the supervisor can open no more is answered when it can."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def play() -> bytes:
+        with listen(tmp_path / "s") as listener, socket.socket(socket.AF_UNIX) as guest:
+            service = TimeService(asyncio.get_running_loop(), listener)
+            guest.connect(str(tmp_path / "s"))
+            guest.sendall(b"x")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
+            try:
+                await asyncio.sleep(0.05)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            guest.setblocking(False)
+            try:
+                return await asyncio.get_running_loop().sock_recv(guest, 16)
+            finally:
+                service.close()
+
+    assert len(asyncio.run(asyncio.wait_for(play(), 60))) == 16
 
 
 def test_a_silent_guest_delays_nobody_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
