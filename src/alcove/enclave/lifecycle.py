@@ -130,11 +130,11 @@ def terminate_enclave(paths: Paths, record: Record) -> dict[str, Any]:
     return {"EnclaveName": record.name, "EnclaveID": record.enclave_id, "Terminated": True}
 
 
-def ends(paths: Paths, record: Record, seconds: float = _END_SECONDS) -> bool:
-    """Wait until nothing of an enclave is left; False when that takes too long."""
+def ends(paths: Paths, record: Record, seconds: float | None = None) -> bool:
+    """Wait until nothing of an enclave is left; False when that takes too long: 10 s unless it is said."""
     with _watch(record.process_id) as gone:
         # the lock is looked at with the process in hand: while it is held, the number is the supervisor's
-        return not registry.holds(paths, record) or gone(seconds)
+        return not registry.holds(paths, record) or gone(_END_SECONDS if seconds is None else seconds)
 
 
 @contextmanager

@@ -85,7 +85,6 @@ def test_an_enclave_that_ends_meanwhile_is_no_failure(
     assert not paths.enclave(ENCLAVE_ID).directory.exists()
 
 
-@pytest.mark.slow
 def test_a_supervisor_that_neither_answers_nor_ends_is_a_failure(
     paths: Paths, supervisor: Callable[[], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
