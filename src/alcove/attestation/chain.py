@@ -9,13 +9,41 @@ from collections import OrderedDict
 from datetime import datetime
 from functools import lru_cache
 from itertools import pairwise
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from alcove.attestation.certificate import Certificate, parse_certificate
+from alcove.attestation.document import START, AttestationDocument, Standing, standing
 from alcove.errors import AttestationError
 
 MAX_CHAIN: Final = 10  # attestation.md §6: certificates from root to leaf; the platform has five
 DEFAULT_CACHE_SIZE: Final = 256
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class _Recent(Generic[_K, _V]):
+    """So many values, the least recently used dropped first; threads may share them."""
+
+    __slots__ = ("_size", "_values")
+
+    def __init__(self, size: int) -> None:
+        self._values: OrderedDict[_K, _V] = OrderedDict()
+        self._size = size
+
+    def get(self, key: _K) -> _V | None:
+        value = self._values.pop(key, None)  # out and in again: atomic steps
+        if value is not None:
+            self._values[key] = value
+        return value
+
+    def put(self, key: _K, value: _V) -> None:
+        self._values[key] = value
+        while len(self._values) > self._size:
+            self._values.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 class ChainCache:
@@ -24,36 +52,40 @@ class ChainCache:
     The key is the chain itself, every byte of it from the root to the leaf. What depends on the call is never cached:
     trust in the root, dates, revocation, the document's own signature. Threads may share a cache.
 
+    Beside them, for each enclave, what stands in all of its documents (`document.Standing`), which steps 4 and 5 then
+    need not read again. Only a verified document leaves something here.
+
     Args:
-        size: How many chains to keep, at least one; a document takes two entries, of at most ten certificates each.
+        size: How many chains to keep, and enclaves, at least one; a document takes two entries, of at most ten
+            certificates each.
 
     Raises:
         ValueError: There is no room for a chain.
     """
 
-    __slots__ = ("_chains", "_size")
+    __slots__ = ("_standing", "chains")
 
     def __init__(self, size: int = DEFAULT_CACHE_SIZE) -> None:
         if size < 1:
             raise ValueError("a cache holds at least one chain")
-        self._chains: OrderedDict[tuple[bytes, ...], tuple[Certificate, ...]] = OrderedDict()
-        self._size = size
+        self.chains: _Recent[tuple[bytes, ...], tuple[Certificate, ...]] = _Recent(size)
+        self._standing: _Recent[bytes, Standing] = _Recent(size)
 
-    def get(self, key: tuple[bytes, ...]) -> tuple[Certificate, ...] | None:
-        """The parsed chain under `key`, when its links were verified."""
-        chain = self._chains.pop(key, None)  # out and in again: atomic steps, so threads may share a cache
-        if chain is not None:
-            self._chains[key] = chain
-        return chain
+    def standing(self, start: bytes) -> Standing | None:
+        """What stood in the last verified document with this start."""
+        return self._standing.get(start)
 
-    def put(self, key: tuple[bytes, ...], chain: tuple[Certificate, ...]) -> None:
-        """Keep a chain whose links were verified."""
-        self._chains[key] = chain
-        while len(self._chains) > self._size:
-            self._chains.popitem(last=False)
+    def note(self, payload: bytes, claims: AttestationDocument) -> None:
+        """Keep what stands in a verified document, when it is not from here that it was read."""
+        before = self._standing.get(payload[:START])
+        if before is not None and before.fields.cabundle is claims.cabundle:
+            return
+        found = standing(payload, claims)
+        if found is not None:
+            self._standing.put(found.start, found)
 
     def __len__(self) -> int:
-        return len(self._chains)
+        return len(self.chains)
 
 
 def verified_chain(
@@ -77,10 +109,10 @@ def verified_chain(
     authorities_key = (*cabundle, b"")
     authorities = None
     if cache is not None:
-        chain = cache.get(key)
+        chain = cache.chains.get(key)
         if chain is not None:
             return chain
-        authorities = cache.get(authorities_key)
+        authorities = cache.chains.get(authorities_key)
     # 6. Strict parsing.
     parsed = authorities or _parse_authorities(cabundle)
     leaf = parse_entry(certificate, "certificate")
@@ -88,12 +120,12 @@ def verified_chain(
     if authorities is None:
         _check_authorities(parsed)
         if cache is not None:
-            cache.put(authorities_key, parsed)
+            cache.chains.put(authorities_key, parsed)
     _check_link(parsed[-1], leaf)
     _check_leaf(leaf)
     chain = (*parsed, leaf)
     if cache is not None:
-        cache.put(key, chain)
+        cache.chains.put(key, chain)
     return chain
 
 

@@ -18,12 +18,12 @@ Steps 1 to 5 of the recipe in `verify` are here; a parsed document is NOT verifi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from alcove.attestation.certificate import MAX_CERTIFICATE
 from alcove.codec import cbor, cose
@@ -114,6 +114,53 @@ def _registers(registers: tuple[tuple[int, bytes], ...]) -> bytes:
     return cbor.encode("pcrs") + cbor.encode(dict(registers))
 
 
+class _Fields(NamedTuple):
+    """Fields of which a document of an enclave has the same as the one before, until its leaf is renewed."""
+
+    module_id: str
+    pcrs: Mapping[int, bytes]
+    certificate: bytes
+    cabundle: tuple[bytes, ...]
+
+
+class Standing(NamedTuple):
+    """What stands in an enclave's documents: bytes, and the fields that were read and checked in these very bytes.
+
+    `start` is a payload's beginning, up to the timestamp; `middle` is what follows the timestamp, up to the end of
+    `cabundle`. A payload that has both in these places has the fields, too, and need not be read there again.
+    """
+
+    start: bytes
+    middle: bytes
+    fields: _Fields
+
+
+Known = Callable[[bytes], Standing | None]
+"""What stood in a verified document with this start."""
+
+_HEAD: Final = cbor.head(5, 9)  # of a map of nine
+START: Final = 77  # bytes, with the platform's module ids of 39 characters; all other payloads are read as a whole
+_TIME: Final = slice(START, START + 8)
+_EIGHT_BYTES: Final = b"\x1b"  # before them: the head of an integer
+_FIRST: Final = ["module_id", "digest", "timestamp"]
+_MIDDLE: Final = ["pcrs", "certificate", "cabundle"]
+_ASKED: Final = {"public_key", "user_data", "nonce"}
+
+
+def standing(payload: bytes, claims: AttestationDocument) -> Standing | None:
+    """What stands in a payload that says `claims`; None when it has not the platform's shape."""
+    try:
+        first, begin = cbor.decode_pairs(payload, 3, len(_HEAD))
+        fields, end = cbor.decode_pairs(payload, 3, begin)
+    except ValueError:
+        return None
+    shaped = payload.startswith(_HEAD) and begin == _TIME.stop and payload[:START].endswith(_EIGHT_BYTES)
+    if not shaped or [*first] != _FIRST or [*fields] != _MIDDLE:
+        return None
+    stand = _Fields(claims.module_id, claims.pcrs, claims.certificate, claims.cabundle)
+    return Standing(payload[:START], payload[begin:end], stand)
+
+
 def parse_document(data: bytes, *, strict: bool = False) -> AttestationDocument:
     """What a document says, UNVERIFIED: for showing it, never for deciding; arguments as in `open_document`.
 
@@ -123,12 +170,15 @@ def parse_document(data: bytes, *, strict: bool = False) -> AttestationDocument:
     return open_document(data, strict=strict)[1]
 
 
-def open_document(data: bytes, *, strict: bool = False) -> tuple[cose.Sign1, AttestationDocument]:
+def open_document(
+    data: bytes, *, strict: bool = False, known: Known | None = None
+) -> tuple[cose.Sign1, AttestationDocument]:
     """Steps 1 to 5: the COSE structure and what its payload says, UNVERIFIED; errors as in `parse_document`.
 
     Args:
         data: The document.
         strict: Hold user_data and nonce to `STRICT_FIELD` bytes.
+        known: Spares reading again what is byte for byte as it was before; it changes nothing else.
     """
     # 1. Bound the input.
     if not 0 < len(data) <= MAX_DOCUMENT:
@@ -144,36 +194,65 @@ def open_document(data: bytes, *, strict: bool = False) -> tuple[cose.Sign1, Att
     except ValueError as error:
         raise AttestationError(f"COSE_Sign1: {error}", step=3) from error
     # 4. and 5. The payload.
-    return sign1, parse_payload(sign1.payload, strict=strict)
+    return sign1, parse_payload(sign1.payload, strict=strict, known=known)
 
 
-def parse_payload(payload: bytes, *, strict: bool = False) -> AttestationDocument:
+def parse_payload(payload: bytes, *, strict: bool = False, known: Known | None = None) -> AttestationDocument:
     """What a payload says, UNVERIFIED; arguments as in `open_document`.
 
     Raises:
         AttestationError: Step 4 when it is not one map with text keys, step 5 when a field breaks a rule of §2.
     """
     # 4. One map, text keys, each key at most once.
+    fields, stand = (known and _familiar(payload, known)) or (_fields(payload), None)
+    # 5. Types and limits of all nine fields; unknown keys are not looked at.
+    module_id, pcrs, certificate, cabundle = stand or _standing_fields(fields)
+    own = (0, STRICT_FIELD if strict else MAX_FIELD)
+    return AttestationDocument(
+        module_id=module_id,
+        timestamp_ms=_timestamp(fields),
+        pcrs=pcrs,
+        certificate=certificate,
+        cabundle=cabundle,
+        public_key=_optional(fields, "public_key", (1, MAX_FIELD)),
+        user_data=_optional(fields, "user_data", own),
+        nonce=_optional(fields, "nonce", own),
+    )
+
+
+def _familiar(payload: bytes, known: Known) -> tuple[dict[str, object], _Fields] | None:
+    """The fields of a payload that differ from what stands, and that; None for every other payload, valid or not."""
+    found = known(payload[:START])
+    if found is None or not payload.startswith(found.middle, _TIME.stop):
+        return None
+    try:
+        fields, end = cbor.decode_pairs(payload, 3, _TIME.stop + len(found.middle))
+    except ValueError:
+        return None
+    if end != len(payload) or fields.keys() != _ASKED:
+        return None
+    return {**fields, "timestamp": int.from_bytes(payload[_TIME])}, found.fields  # type: ignore[dict-item]  # text keys
+
+
+def _fields(payload: bytes) -> dict[str, object]:
     try:
         fields = cbor.decode(payload)
     except ValueError as error:
         raise AttestationError(f"the payload is not CBOR: {error}", step=4) from error
     if not isinstance(fields, dict) or not all(isinstance(key, str) for key in fields):
         raise AttestationError("the payload is not a map with text keys", step=4)
-    # 5. Types and limits of all nine fields; unknown keys are not looked at.
+    return fields
+
+
+def _standing_fields(fields: dict[str, object]) -> _Fields:
     digest = _required(fields, "digest", str)
     if digest != DIGEST:
         raise _wrong("digest", f"not {DIGEST}")
-    own = (0, STRICT_FIELD if strict else MAX_FIELD)
-    return AttestationDocument(
-        module_id=_module_id(fields),
-        timestamp_ms=_timestamp(fields),
-        pcrs=_pcrs(_required(fields, "pcrs", dict)),
-        certificate=_sized(_required(fields, "certificate", bytes), "certificate", (1, MAX_CERTIFICATE)),
-        cabundle=_cabundle(_required(fields, "cabundle", list)),
-        public_key=_optional(fields, "public_key", (1, MAX_FIELD)),
-        user_data=_optional(fields, "user_data", own),
-        nonce=_optional(fields, "nonce", own),
+    return _Fields(
+        _module_id(fields),
+        _pcrs(_required(fields, "pcrs", dict)),
+        _sized(_required(fields, "certificate", bytes), "certificate", (1, MAX_CERTIFICATE)),
+        _cabundle(_required(fields, "cabundle", list)),
     )
 
 

@@ -172,7 +172,7 @@ def verify(
         max_skew: How far ahead of that clock the document may be.
         strict: Allow user_data and nonce no more than 512 bytes, the smaller of the limits that AWS documents.
         crls: Revocation lists, DER or PEM; `RevocationLists` keeps them parsed for many calls.
-        cache: Verified chains to reuse and add to.
+        cache: Verified chains, and what stands in documents, to reuse and add to.
 
     Raises:
         AttestationError: The document is not valid; `step` says which step failed.
@@ -184,7 +184,7 @@ def verify(
     clock = at if now is None else now
     _check_call(roots, nonce, (at, now), unlimited=max_age is None or clock is not None)
     # 1. to 5. What the document says.
-    sign1, claims = open_document(document, strict=strict)
+    sign1, claims = open_document(document, strict=strict, known=None if cache is None else cache.standing)
     made = claims.timestamp
     time = made if at is None else at
     # 6., 7., 8. and 10. Who says so.
@@ -206,6 +206,8 @@ def verify(
     if nonce is not None:
         _check_nonce(claims, nonce)
     policy.check(claims)
+    if cache is not None:
+        cache.note(sign1.payload, claims)
     # 14. Only now may anyone read it.
     return VerifiedAttestation(claims, root, chain, time, len(document), nonce is not None, seal=_SEAL)
 

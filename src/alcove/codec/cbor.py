@@ -90,6 +90,14 @@ def decode_prefix(data: bytes, *, max_depth: int = MAX_DEPTH) -> tuple[object, i
     return _item(bytes(data), 0, max_depth)
 
 
+def decode_pairs(data: bytes, count: int, at: int) -> tuple[dict[int | str | bytes, object], int]:
+    """So many pairs of the outermost map, whose first one begins at offset `at`, and the offset at which they end.
+
+    The caller has read the map's head, and sees to it that no key is in what it reads otherwise; errors as in `decode`.
+    """
+    return _map(data, count, at, MAX_DEPTH - 1)
+
+
 def _item(data: bytes, at: int, depth: int) -> tuple[object, int]:
     try:
         first = data[at]
