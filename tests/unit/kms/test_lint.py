@@ -89,7 +89,14 @@ def test_a_second_condition_closes_the_trap() -> None:
     assert codes(allow(both)) == {"if-exists-trap"}
 
 
-@pytest.mark.parametrize("condition", [{"Null": {PCR0: "false"}}, {"StringLike": {PCR0: "*"}}])
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"Null": {PCR0: "false"}},
+        {"StringLike": {PCR0: "*"}},
+        {"StringEquals": {"kms:RecipientAttestation:PCR3": GOOD}},  # the parent's role: it is the same in debug mode
+    ],
+)
 def test_any_enclave_is_not_an_image(condition: dict[str, Any]) -> None:
     """A document of any image at all is not much of a proof."""
     assert "any-enclave" in codes(allow(condition))

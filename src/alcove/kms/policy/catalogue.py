@@ -48,6 +48,7 @@ CALLER: Final = frozenset({
 """Condition keys that say who calls."""
 _LOWER: Final = {name.lower(): name for name in _KEYS}
 _PCR_KEYS: Final = tuple(f"{ATTESTATION}pcr{index}" for index in range(ENCLAVE_PCRS))
+_MEASURED: Final = frozenset({"imagesha384", "pcr0", "pcr1", "pcr2", "pcr8"})
 _PCR = re.compile(r"(pcr|nitrotpmpcr)(0|[1-9][0-9]?)", re.ASCII)
 
 
@@ -60,6 +61,11 @@ def attestation_context(pcrs: Mapping[int, bytes]) -> dict[str, str]:
 def is_attestation(key: str) -> bool:
     """Whether a condition key is about an attestation document."""
     return key.lower().startswith(ATTESTATION)
+
+
+def is_measured(key: str) -> bool:
+    """Whether a condition key is of the image or of who signed it: of what is zero in debug mode."""
+    return key.lower().removeprefix(ATTESTATION) in _MEASURED
 
 
 def is_known(key: str) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from alcove.kms.errors import KmsError
 from alcove.kms.policy import lint_conditions
-from alcove.kms.policy.catalogue import ATTESTED, CALLER, RELEASING, is_attestation
+from alcove.kms.policy.catalogue import ATTESTED, CALLER, RELEASING, is_attestation, is_measured
 from alcove.kms.policy.conditions import OPERATORS
 from alcove.kms.policy.document import PolicyDocument, PolicyKind, Statement, parse_policy
 from alcove.kms.policy.principals import Kind
@@ -151,9 +151,9 @@ def _attested(statement: Statement) -> bool:
 
 
 def _pinned(statement: Statement) -> bool:
-    """Whether some condition that fails without a document also names values."""
+    """Whether some condition that fails without a document also names values that an image or its signer has."""
     return any(
-        is_attestation(c.key)
+        is_measured(c.key)
         and not c.holds({}, variables=False)
         and c.base.name != "Null"
         and not any(value.strip("*?") == "" for value in c.values)
