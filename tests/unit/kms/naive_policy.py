@@ -86,6 +86,8 @@ def named(principal: Json, request: Request) -> str:
         if value in {"*", request.caller_arn, request.role_arn}:
             return "direct"
         if value in {root, request.account}:
+            if request.caller_arn == root:  # §8.1: the account's root is covered by the account directly
+                return "direct"
             best = "account"
     return best
 
@@ -154,9 +156,22 @@ def conditions_hold(statement: Json, context: Values, *, variables: bool) -> boo
     blocks = statement.get("Condition", {})
     return all(
         condition_holds(operator, key, [text_of(v) for v in listed(values)], context, variables=variables)
+        and (statement["Effect"] == "Deny" or not is_zero(key, context) or any(map(is_zeros, listed(values))))
         for operator, keys in blocks.items()
         for key, values in keys.items()
     )
+
+
+def is_zero(key: str, context: Values) -> bool:
+    """§5.3: whether a register has what it has in debug mode."""
+    names = [f"kms:recipientattestation:{name}" for name in ("imagesha384", "pcr0", "pcr1", "pcr2", "pcr8")]
+    found = {name.lower(): value for name, value in context.items()}.get(key.lower())
+    return key.lower() in names and isinstance(found, str) and re.fullmatch("0*", found) is not None
+
+
+def is_zeros(value: Json) -> bool:
+    """Whether a policy speaks of zeros aloud."""
+    return re.fullmatch(r"[*?]*0[0*?]*", text_of(value)) is not None
 
 
 def text_of(value: Json) -> str:

@@ -110,6 +110,34 @@ def test_debug_mode_is_called_by_its_name(kms: RunningKms, attester: Attester, s
     assert f"{PCR0} is zero: the enclave runs in debug mode" in message
 
 
+@pytest.mark.parametrize(
+    ("operator", "value", "outcome"),
+    [
+        ("StringEquals", "0" * 96, True),
+        ("StringLike", "*", False),
+        ("StringLike", "0*", True),
+        ("Null", "false", False),
+        ("StringNotEquals", OTHER[0].hex(), False),
+        ("ForAnyValue:StringLike", "*", False),
+    ],
+)
+def test_debug_mode_is_let_in_by_zeros_alone(
+    kms: RunningKms, attester: Attester, operator: str, value: str, *, outcome: bool
+) -> None:
+    """Zero PCRs count where a policy spells them; no other condition lets them in."""
+    key = make_key(kms, statement(kms, operator, value))
+    assert succeeds(kms, key, {"Recipient": Enclave(attester, DEBUG).recipient()}) is outcome
+    assert succeeds(kms, key, {"Recipient": Enclave(attester, GOOD).recipient()}) is not outcome
+
+
+def test_a_document_that_was_cut_off_is_refused(kms: RunningKms, attester: Attester, sealed: bytes) -> None:
+    """Wherever it ends; and one with more behind it."""
+    document = Enclave(attester, GOOD).document()
+    for part in (*(document[:end] for end in range(1, len(document), 101)), document[:-1], document + b"\0"):
+        recipient = {"KeyEncryptionAlgorithm": "RSAES_OAEP_SHA_256", "AttestationDocument": part}
+        assert refusal(kms, sealed, Recipient=recipient)[0] == "ValidationException"
+
+
 def test_a_document_is_good_for_five_minutes(kms: RunningKms, attester: Attester, sealed: bytes) -> None:
     """At 290 seconds it counts, at 310 it does not, and clients find the words they retry on."""
     enclave = Enclave(attester, GOOD, age=290)

@@ -47,6 +47,27 @@ def test_the_truth_table_of_attestation(
     assert condition.operator == operator
 
 
+@pytest.mark.parametrize(("operator", "value", "different"), [(row[0], row[1], row[4]) for row in TRUTH])
+def test_zeros_must_be_asked_for(operator: str, value: str, *, different: bool) -> None:
+    """An enclave in debug mode has them: in an Allow no operator lets them in; a Deny takes them as they are."""
+    zero = {PCR.lower(): "0" * 96}
+    assert parse_condition(operator, PCR, (value,)).holds(zero, variables=True) is False
+    assert parse_condition(operator, PCR, (value,), allow=False).holds(zero, variables=True) is different
+
+
+def test_zeros_that_are_asked_for() -> None:
+    """Among the values, also as a pattern; other registers and other keys have nothing to do with debug mode."""
+    zero = {PCR.lower(): "0" * 96, "kms:recipientattestation:pcr4": "0" * 96, "kms:requestalias": "0"}
+    for operator, key, values, expected in (
+        ("StringEquals", PCR, (GOOD, "0" * 96), True),
+        ("StringLike", PCR, ("0*",), True),
+        ("StringLike", PCR, ("*",), False),
+        ("StringNotEquals", "kms:RecipientAttestation:PCR4", (GOOD,), True),
+        ("StringLike", "kms:RequestAlias", ("*",), True),
+    ):
+        assert parse_condition(operator, key, values).holds(zero, variables=True) is expected
+
+
 @pytest.mark.parametrize(
     ("operator", "value", "actual", "expected"),
     [

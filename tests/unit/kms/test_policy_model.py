@@ -34,14 +34,17 @@ RESOURCES = [
     f"arn:aws:kms:us-east-1:{OURS}:key/${{aws:username}}", f"arn:aws:kms:us-east-1:{OURS}:*/${{aws:NoSuch, 'alice'}}",
     f"arn:aws:kms:us-east-1:{OURS}:key/${{kms:Set}}", f"arn:aws:kms:us-east-1:{OURS}:key/al${{?}}ce",
 ]  # fmt: skip
-TEXTS = ["alice", "ALICE", "a*e", "a?ice", "*", "", "${aws:username}", "x${kms:Text}", "${kms:Gone, 'alice'}", "${*}"]
+ZERO = "0" * 96
+TEXTS = [
+    "alice", "ALICE", "a*e", "a?ice", "*", "", "${aws:username}", "x${kms:Text}", "${kms:Gone, 'alice'}", "${*}", ZERO,
+]  # fmt: skip
 ARNS = [
     ALICE, BOB, f"arn:aws:iam::{OURS}:user/*", f"arn:*:iam::{OURS}:user/a?ice", f"arn:aws:iam::{OURS}:*",
     f"arn:aws:iam::{OURS}:user/${{aws:username}}", "arn:aws:iam::${aws:PrincipalAccount}:user/alice", "alice", "*",
 ]  # fmt: skip
 DATES = ["2026-01-01T00:00:00Z", "2026-01-01", "1767225600", "1767225600.5", "2025-12-31T23:00:00-01:00"]
 FAMILIES = {  # of operators: the values that a policy may have, and those that a request may
-    "String": (TEXTS, ["alice", "ALICE", "xalice", "a*e", "*", "", "bob", "a\nce"]),
+    "String": (TEXTS, ["alice", "ALICE", "xalice", "a*e", "*", "", "bob", "a\nce", ZERO]),
     "Numeric": (["10", "10.0", "-1", 3, 2.5, "1e1"], ["10", "9.99", "-1", "ten", "", "1e1"]),
     "Date": (DATES, [*DATES, "yesterday", ""]),
     "Bool": (["true", "False", True, "${kms:Text}"], ["true", "TRUE", "false", "1", ""]),
@@ -51,7 +54,8 @@ FAMILIES = {  # of operators: the values that a policy may have, and those that 
     "Null": (["true", "false", True], ["anything"]),
 }
 REMEMBERED = Decisions()
-KEYS = ["kms:Text", "kms:Set", "aws:Gone", "kms:text"]
+PCR = "kms:RecipientAttestation:PCR0"
+KEYS = [PCR, "kms:Text", "kms:Set", "aws:Gone", "kms:text"]
 
 
 def family(operator: str) -> str:
@@ -140,7 +144,7 @@ def cases(draw: st.DrawFn) -> tuple[Any, ...]:
         caller,
         draw(st.sampled_from(["kms:Decrypt", "kms:Encrypt"])),
         draw(st.sampled_from([KEY, KEY, KEY, None])),
-        {**own, **draw(contexts(["kms:Text", "kms:Set"]))},
+        {**own, **draw(contexts([PCR, "kms:Text", "kms:Set"]))},
         draw(contexts(["aws:Gone"])),
         draw(policies(principal=True)),
         draw(st.lists(policies(principal=False), max_size=2)),

@@ -2,10 +2,11 @@
 
 Core: a condition and a request context in; whether it holds out.
 
-Three rules decide what no comparison can:
+Four rules decide what no comparison can:
     a missing key     positive operators are false, negated ones and ...IfExists are true, Null says so itself
     several values    OR for positive operators, AND for negated ones (the value must match none)
     a multi-valued key needs ForAllValues or ForAnyValue; with a plain operator it does not match
+    a PCR of zeros    is one of an enclave in debug mode: in an Allow, a condition on it needs zeros among its values
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
+from alcove.kms.policy.catalogue import is_measured
 from alcove.kms.policy.text import Context, arn_matches, expand, matches
 
 Comparison = Callable[[str, str, Context | None], bool | None]
@@ -56,6 +58,8 @@ class Condition:
     if_exists: bool
     key: str
     values: tuple[str, ...]
+    no_zeros: bool = False
+    """Whether it is false for a PCR of zeros, whatever its operator."""
 
     @property
     def operator(self) -> str:
@@ -65,6 +69,8 @@ class Condition:
     def holds(self, context: Context, *, variables: bool) -> bool:
         """Whether the condition is true; variables are read only in policies of version 2012-10-17."""
         actual = context.get(self.key.lower())
+        if self.no_zeros and isinstance(actual, str) and not actual.strip("0"):
+            return False
         if self.base.name == "Null":
             return any((value.lower() == "true") == (actual is None) for value in self.values)
         if actual is None and (self.if_exists or self.quantifier is Quantifier.NONE):
@@ -82,8 +88,8 @@ class Condition:
         return found != self.base.negated
 
 
-def parse_condition(operator: str, key: str, values: tuple[str, ...]) -> Condition:
-    """A condition from its policy text.
+def parse_condition(operator: str, key: str, values: tuple[str, ...], *, allow: bool = True) -> Condition:
+    """A condition of a statement that allows or denies, from its policy text.
 
     Raises:
         ValueError: Unknown operator, or a value that its family cannot read: a typing error must never switch a Deny
@@ -100,7 +106,8 @@ def parse_condition(operator: str, key: str, values: tuple[str, ...]) -> Conditi
             base.check(value)
         except ValueError:
             raise ValueError(f"{value!r} is no value for {operator} on {key}") from None
-    return Condition(base, _QUANTIFIERS[(match[1] or "").lower()], bool(match[3]), key, values)
+    no_zeros = allow and is_measured(key) and not any("0" in value and not value.strip("0*?") for value in values)
+    return Condition(base, _QUANTIFIERS[(match[1] or "").lower()], bool(match[3]), key, values, no_zeros)
 
 
 def _string(change: Callable[[str], str] = str) -> Comparison:

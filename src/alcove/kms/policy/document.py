@@ -153,7 +153,7 @@ def _statement(value: Any, index: int, kind: PolicyKind) -> Statement:
         not_principal="NotPrincipal" in value,
         actions=_element(value, "Action", where),
         resources=_element(value, "Resource", where),
-        conditions=_conditions(value.get("Condition", {}), where),
+        conditions=_conditions(value.get("Condition", {}), where, allow=value["Effect"] == "Allow"),
     )
 
 
@@ -184,7 +184,7 @@ def _element(value: dict[str, Any], name: str, where: str) -> Element:
     return Element(tuple(values), negated)
 
 
-def _conditions(value: Any, where: str) -> tuple[Condition, ...]:
+def _conditions(value: Any, where: str, *, allow: bool) -> tuple[Condition, ...]:
     if not isinstance(value, dict):
         raise malformed(f"{where}: Condition must be an object")
     found = []
@@ -192,17 +192,17 @@ def _conditions(value: Any, where: str) -> tuple[Condition, ...]:
         if not isinstance(keys, dict):
             raise malformed(f"{where}: the condition {operator} must be an object")
         for key, raw in keys.items():
-            found.append(_condition(operator, key, raw, where))
+            found.append(_condition(operator, key, raw, where, allow=allow))
     return tuple(found)
 
 
-def _condition(operator: str, key: str, raw: Any, where: str) -> Condition:
+def _condition(operator: str, key: str, raw: Any, where: str, *, allow: bool) -> Condition:
     values = raw if isinstance(raw, list) else [raw]
     if not all(isinstance(v, (str, bool, int, float)) for v in values):
         raise malformed(f"{where}: the values of {operator} on {key} must be strings, booleans or numbers")
     texts = tuple(json.dumps(v) if not isinstance(v, str) else v for v in values)
     try:
-        condition = parse_condition(operator, key, texts)
+        condition = parse_condition(operator, key, texts, allow=allow)
     except ValueError as error:
         raise malformed(f"{where}: {error}") from error
     if condition.quantifier is Quantifier.ALL and key.lower().startswith(_SINGLE_VALUED):

@@ -69,8 +69,11 @@ def _reason(failure: Failure, owner: str, *, denies: bool) -> str:
     wish = "denies" if denies != failure.negated else "requires"
     if failure.negated and not denies:
         wish = "excludes"
+    if failure.operator == "Null":
+        wish, values = "has a condition on", "it"
     if isinstance(actual, str) and actual and not actual.strip("0"):
-        return f"{failure.key} is zero: the enclave runs in debug mode; {owner} {wish} {values}"
+        unsigned = "the image is not signed, or " if failure.key.lower().endswith(":pcr8") else ""
+        return f"{failure.key} is zero: {unsigned}the enclave runs in debug mode; {owner} {wish} {values}"
     return f"{failure.key} is {actual if isinstance(actual, str) else _listed(actual)} and {owner} {wish} {values}"
 
 
