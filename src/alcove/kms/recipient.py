@@ -24,20 +24,26 @@ MIN_RSA_BITS: Final = 2048  # §5.3
 MAX_RSA_BITS: Final = 4096
 MAX_PUBLIC_KEY_BYTES: Final = 1024  # §5.1
 
+_NAME_BYTES: Final = 32  # SHA-256
 _SEQUENCE, _SET, _INTEGER, _OCTETS, _OID, _NULL = 0x30, 0x31, 0x02, 0x04, 0x06, 0x05
 _CONTEXT_0, _CONTEXT_0_CONSTRUCTED, _CONTEXT_1_CONSTRUCTED = 0x80, 0xA0, 0xA1
-_INDEFINITE: Final = b"\x80"
+_INDEFINITE: Final = 0x80
 _END: Final = b"\x00\x00"
 _OAEP: Final = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
 
 
-@functools.lru_cache(maxsize=256)
 def load_recipient_key(spki: bytes) -> rsa.RSAPublicKey:
     """The RSA key of an attestation document (§5.3): 2048 to 4096 bits, odd exponent of at least 3.
 
     Raises:
         ValueError: It is no such key; the message says why and is fit for the client.
     """
+    return _loaded(spki)[0]
+
+
+@functools.lru_cache(maxsize=256)
+def _loaded(spki: bytes) -> tuple[rsa.RSAPublicKey, bytes]:
+    """The key, and the name that an envelope has for it."""
     if not 0 < len(spki) <= MAX_PUBLIC_KEY_BYTES:
         raise ValueError("public_key has a wrong size")
     try:
@@ -51,7 +57,7 @@ def load_recipient_key(spki: bytes) -> rsa.RSAPublicKey:
     exponent = key.public_numbers().e
     if exponent < 3 or exponent % 2 == 0:
         raise ValueError("public_key has an exponent that cannot be")
-    return key
+    return key, hashlib.sha256(spki).digest()
 
 
 def seal(plaintext: bytes, spki: bytes, *, content_key: bytes, iv: bytes) -> bytes:
@@ -68,14 +74,27 @@ def seal(plaintext: bytes, spki: bytes, *, content_key: bytes, iv: bytes) -> byt
     """
     if len(content_key) != CONTENT_KEY_BYTES or len(iv) != IV_BYTES:
         raise ValueError("the content key has 32 bytes and the IV 16")
-    wrapped = load_recipient_key(spki).encrypt(content_key, _OAEP)
-    identifier = _der(_CONTEXT_0, hashlib.sha256(spki).digest())
-    recipient = _der(_SEQUENCE, _VERSION_2 + identifier + _RSAES_OAEP_SHA256 + _der(_OCTETS, wrapped))
-    algorithm = _der(_SEQUENCE, _AES256_CBC + _der(_OCTETS, iv))
-    ciphertext = _der(_CONTEXT_0, _encrypt(plaintext, content_key, iv))
-    content = _indefinite(_SEQUENCE, _DATA, algorithm, ciphertext)
-    enveloped = _indefinite(_SEQUENCE, _VERSION_2, _der(_SET, recipient), content)
-    return _indefinite(_SEQUENCE, _ENVELOPED_DATA, _indefinite(_CONTEXT_0_CONSTRUCTED, enveloped))
+    key, name = _loaded(spki)
+    wrapped = key.encrypt(content_key, _OAEP)
+    ciphertext = _encrypt(plaintext, content_key, iv)
+    to_name, to_key, to_iv, to_content = _between(len(wrapped), len(ciphertext))
+    return b"".join((to_name, name, to_key, wrapped, to_iv, iv, to_content, ciphertext, _END * 4))
+
+
+@functools.lru_cache(maxsize=256)
+def _between(wrapped: int, ciphertext: int) -> tuple[bytes, bytes, bytes, bytes]:
+    """What stands before the recipient's name, its wrapped key, the IV and the ciphertext, by two of their sizes."""
+    to_key = _RSAES_OAEP_SHA256 + _head(_OCTETS, wrapped)
+    version = _VERSION_2 + _head(_CONTEXT_0, _NAME_BYTES)
+    size = len(version) + _NAME_BYTES + len(to_key) + wrapped
+    recipient = _head(_SEQUENCE, size)
+    to_name = b"".join((
+        _open(_SEQUENCE), _ENVELOPED_DATA, _open(_CONTEXT_0_CONSTRUCTED), _open(_SEQUENCE), _VERSION_2,
+        _head(_SET, len(recipient) + size), recipient, version,
+    ))  # fmt: skip
+    algorithm = _AES256_CBC + _head(_OCTETS, IV_BYTES)
+    to_iv = _open(_SEQUENCE) + _DATA + _head(_SEQUENCE, len(algorithm) + IV_BYTES) + algorithm
+    return to_name, to_key, to_iv, _head(_CONTEXT_0, ciphertext)
 
 
 def _encrypt(plaintext: bytes, key: bytes, iv: bytes) -> bytes:
@@ -84,18 +103,21 @@ def _encrypt(plaintext: bytes, key: bytes, iv: bytes) -> bytes:
     return encryptor.update(plaintext + bytes((missing,)) * missing) + encryptor.finalize()  # RFC 5652 §6.3
 
 
-def _der(tag: int, content: bytes) -> bytes:
-    """One definite-length element with the shortest length octets (X.690 §8.1.3)."""
-    size = len(content)
+def _head(tag: int, size: int) -> bytes:
+    """Tag and length of an element of so many bytes, in the shortest form (X.690 §8.1.3)."""
     if size < 0x80:
-        return bytes((tag, size)) + content
+        return bytes((tag, size))
     length = size.to_bytes((size.bit_length() + 7) // 8)
-    return bytes((tag, 0x80 | len(length))) + length + content
+    return bytes((tag, 0x80 | len(length))) + length
 
 
-def _indefinite(tag: int, *parts: bytes) -> bytes:
-    """One constructed element of indefinite length (X.690 §8.1.3.6)."""
-    return b"".join((bytes((tag,)), _INDEFINITE, *parts, _END))
+def _der(tag: int, content: bytes) -> bytes:
+    return _head(tag, len(content)) + content
+
+
+def _open(tag: int) -> bytes:
+    """Where a constructed element of indefinite length begins, which ends with `_END` (X.690 §8.1.3.6)."""
+    return bytes((tag, _INDEFINITE))
 
 
 def _oid(digits: str) -> bytes:
