@@ -183,18 +183,23 @@ def open_document(
     # 1. Bound the input.
     if not 0 < len(data) <= MAX_DOCUMENT:
         raise AttestationError(f"the document is empty or has more than {MAX_DOCUMENT} bytes", step=1)
+    # 2. and 3. The structure.
+    sign1 = cose.usual_sign1(bytes(data)) or _sign1(bytes(data))
+    # 4. and 5. The payload.
+    return sign1, parse_payload(sign1.payload, strict=strict, known=known)
+
+
+def _sign1(data: bytes) -> cose.Sign1:
     # 2. One CBOR item: an array of four, bare or in tag 18.
     try:
-        parts = cose.sign1_parts(bytes(data))
+        parts = cose.sign1_parts(data)
     except ValueError as error:
         raise AttestationError(f"not a COSE_Sign1: {error}", step=2) from error
     # 3. The four parts; the algorithm is ES384.
     try:
-        sign1 = cose.check_parts(parts)
+        return cose.check_parts(parts)
     except ValueError as error:
         raise AttestationError(f"COSE_Sign1: {error}", step=3) from error
-    # 4. and 5. The payload.
-    return sign1, parse_payload(sign1.payload, strict=strict, known=known)
 
 
 def parse_payload(payload: bytes, *, strict: bool = False, known: Known | None = None) -> AttestationDocument:

@@ -35,6 +35,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import ClassVar, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -232,7 +233,7 @@ def _check_call(
 
 def _trusted_root(first: bytes, roots: Sequence[Root]) -> Root:
     # 7. A certificate in the document is compared with the pins and is never itself a source of trust.
-    fingerprint = hashlib.sha256(first).digest()
+    fingerprint = _fingerprint(first)
     for root in roots:
         if root.fingerprint == fingerprint:
             return root
@@ -242,6 +243,11 @@ def _trusted_root(first: bytes, roots: Sequence[Root]) -> Root:
         step=7,
         hint="if that is the root you mean, name it as a trusted root",
     )
+
+
+@lru_cache(maxsize=16)  # documents from everywhere begin with one of few roots
+def _fingerprint(certificate: bytes) -> bytes:
+    return hashlib.sha256(certificate).digest()
 
 
 def _check_signature(sign1: cose.Sign1, leaf: Certificate) -> None:

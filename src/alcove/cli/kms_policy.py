@@ -6,7 +6,7 @@ import argparse
 import functools
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -163,7 +163,7 @@ def explain(arguments: argparse.Namespace) -> int:
             key=arguments.key,
             now=datetime.now(UTC),
             params={"EncryptionContext": pairs} if pairs else {},
-            context=attested | others,
+            context={**attested, **others},
             attested=bool(attested),
         )
         findings = inquire(tools, question)
@@ -200,7 +200,7 @@ def _action(name: str) -> str:
     return names[name.lower()]
 
 
-def _attested(arguments: argparse.Namespace) -> dict[str, str]:
+def _attested(arguments: argparse.Namespace) -> Mapping[str, str]:
     """The condition keys of the document, or of the PCRs that stand for one."""
     from alcove.kms.policy.catalogue import attestation_context  # noqa: PLC0415 - as elsewhere here
 

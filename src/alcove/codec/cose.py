@@ -24,6 +24,10 @@ ES384_PROTECTED: Final = bytes.fromhex("a1013822")
 SIGNATURE_SIZE: Final = 96
 MAX_PAYLOAD: Final = 16384  # attestation.md §5.2 step 3
 
+_TO_SIZE: Final = b"\x84\x44" + ES384_PROTECTED + b"\xa0\x59"  # of the payload, in the usual encoding
+_PAYLOAD: Final = len(_TO_SIZE) + 2
+_TO_SIGNATURE: Final = bytes((0x58, SIGNATURE_SIZE))
+_END: Final = len(_TO_SIGNATURE) + SIGNATURE_SIZE
 _TAG: Final = 18  # RFC 9052 §4.2
 _ALGORITHM: Final = 1  # RFC 9052 §3.1
 
@@ -48,7 +52,18 @@ def decode_sign1(data: bytes) -> Sign1:
         CborError: `data` is not exactly one CBOR item.
         CoseError: The item is something else.
     """
-    return check_parts(sign1_parts(data))
+    return usual_sign1(data) or check_parts(sign1_parts(data))
+
+
+def usual_sign1(data: bytes) -> Sign1 | None:
+    """The COSE_Sign1 in `data` when it is encoded as shown above, which spares taking it apart; None otherwise."""
+    end = len(data) - _END
+    size = end - _PAYLOAD
+    if not 1 <= size <= MAX_PAYLOAD or not data.startswith(_TO_SIZE + size.to_bytes(2)):
+        return None
+    if not data.startswith(_TO_SIGNATURE, end):
+        return None
+    return Sign1(ES384_PROTECTED, data[_PAYLOAD:end], data[end + len(_TO_SIGNATURE) :])
 
 
 def sign1_parts(data: bytes) -> list[object]:

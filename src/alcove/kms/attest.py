@@ -25,6 +25,7 @@ from alcove.kms.recipient import load_recipient_key
 from alcove.kms.sigv4 import signed_value
 
 MAX_AGE: Final = timedelta(seconds=300)  # §5.3
+_POLICY: Final = GenuineOnly()
 HEADER: Final = "x-alcove-attestation-document"
 MAX_HEADER: Final = 32_768  # base64 of the 16,384 bytes that a payload may have, and what surrounds it
 
@@ -38,7 +39,7 @@ class Recipient:
     sha256: str
 
     @property
-    def context(self) -> dict[str, str]:
+    def context(self) -> Mapping[str, str]:
         """The condition keys of §6.2: lower-case hex under lower-case names."""
         return attestation_context(self.attestation.document.pcrs)
 
@@ -87,7 +88,7 @@ def check_recipient(
         raise validation("this service trusts no attestation root")
     document: bytes = parameter["AttestationDocument"]
     try:
-        verified = verify(document, roots=roots, policy=GenuineOnly(), at=now, crls=crls or (), cache=cache)
+        verified = verify(document, roots=roots, policy=_POLICY, at=now, crls=crls or (), cache=cache)
     except AttestationError as error:
         because = f"attestation step {error.step}: {error.message}"
         if error.step <= FORM_STEPS:

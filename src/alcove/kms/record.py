@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final
 
 from alcove.kms.attest import Recipient
@@ -138,14 +139,17 @@ class Trail:
 
 def _recipient(recipient: Recipient) -> dict[str, str]:
     document = recipient.attestation.document
-    pcrs = {f"attestationDocumentEnclavePCR{index}": value.hex() for index, value in document.pcrs.items() if index}
-    found = {
+    return {
         "attestationDocumentModuleId": document.module_id,
         "attestationDocumentSha256": recipient.sha256,
+        **_registers(tuple(document.pcrs), tuple(document.pcrs.values())),
     }
-    return (
-        found | ({"attestationDocumentEnclaveImageDigest": document.pcrs[0].hex()} if 0 in document.pcrs else {}) | pcrs
-    )
+
+
+@functools.lru_cache(maxsize=256)  # an enclave asks again and again
+def _registers(indexes: tuple[int, ...], values: tuple[bytes, ...]) -> Mapping[str, str]:
+    names = [f"attestationDocumentEnclave{f'PCR{index}' if index else 'ImageDigest'}" for index in indexes]
+    return MappingProxyType({name: value.hex() for name, value in zip(names, values, strict=True)})
 
 
 def service_event(name: str, realm: Realm, arn: str, now: float, event_id: str, **details: str) -> dict[str, Any]:

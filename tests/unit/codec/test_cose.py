@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alcove.codec import cbor, cose
 
@@ -27,6 +29,22 @@ def test_other_wrappings_are_refused(prefix: str) -> None:
     """Other tags, a tag twice and another array are no COSE_Sign1."""
     with pytest.raises(ValueError, match=r"tag|array|input ends"):
         cose.decode_sign1(bytes.fromhex(prefix) + DATA)
+
+
+@pytest.mark.parametrize("size", [1, 23, 24, 255, 256, 4096, cose.MAX_PAYLOAD, cose.MAX_PAYLOAD + 1])
+def test_the_usual_encoding_is_read_at_once(size: int) -> None:
+    """Which is that of a payload of 256 bytes and more: the structure comes out as from the four items."""
+    sign1 = cose.Sign1(SIGN1.protected, bytes(size), SIGN1.signature)
+    assert cose.usual_sign1(cose.encode_sign1(sign1)) == (sign1 if 256 <= size <= cose.MAX_PAYLOAD else None)
+
+
+@given(st.integers(0, 407), st.integers(0, 4), st.binary(max_size=4), st.sampled_from([b"", b"\0", b"\x58\x60"]))
+def test_the_usual_encoding_is_no_other_reading(at: int, cut: int, new: bytes, end: bytes) -> None:
+    """Whatever is changed, what is read at once is what the four items say."""
+    whole = cose.encode_sign1(cose.Sign1(SIGN1.protected, bytes(300), SIGN1.signature))
+    data = whole[:at] + new + whole[at + cut :] + end
+    found = cose.usual_sign1(data)
+    assert found is None or found == cose.check_parts(cose.sign1_parts(data))
 
 
 def test_bytes_after_the_structure_are_refused() -> None:

@@ -6,8 +6,10 @@ Core: tables, and questions about them.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 ATTESTATION: Final = "kms:recipientattestation:"
@@ -52,10 +54,16 @@ _MEASURED: Final = frozenset({"imagesha384", "pcr0", "pcr1", "pcr2", "pcr8"})
 _PCR = re.compile(r"(pcr|nitrotpmpcr)(0|[1-9][0-9]?)", re.ASCII)
 
 
-def attestation_context(pcrs: Mapping[int, bytes]) -> dict[str, str]:
+def attestation_context(pcrs: Mapping[int, bytes]) -> Mapping[str, str]:
     """The condition keys that a document with these PCRs brings: lower-case hex under lower-case names."""
-    found = {_PCR_KEYS[index]: value.hex() for index, value in pcrs.items()}
-    return found | ({f"{ATTESTATION}imagesha384": pcrs[0].hex()} if 0 in pcrs else {})
+    return _of_registers(tuple(pcrs), tuple(pcrs.values()))
+
+
+@functools.lru_cache(maxsize=256)  # an enclave asks again and again
+def _of_registers(indexes: tuple[int, ...], values: tuple[bytes, ...]) -> Mapping[str, str]:
+    found = {_PCR_KEYS[index]: value.hex() for index, value in zip(indexes, values, strict=True)}
+    image = {f"{ATTESTATION}imagesha384": found[_PCR_KEYS[0]]} if 0 in indexes else {}
+    return MappingProxyType(found | image)
 
 
 def is_attestation(key: str) -> bool:
