@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.unit.proxy.peers import free_port
 
 PROXY = Path(sys.executable).parent / "vsock-proxy"
 
@@ -92,6 +93,34 @@ def test_awss_errors(home: Path, arguments: tuple[str, ...], message: str) -> No
     done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == f'Error: "{message}"'
+
+
+def test_the_metrics_are_where_the_flag_says(home: Path, server: int) -> None:
+    """An address may come first, as the help says; a port that is taken, or none, is one line and leaves no socket."""
+    file = home / "allow.yaml"
+    file.write_text(f"allowlist:\n- {{address: 127.0.0.1, port: {server}}}\n")
+    arguments = ("--config", file, 8000, "127.0.0.1", server)
+    port = free_port()
+    where = f"127.0.0.1:{port}"
+    with running(home, *arguments, "--metrics", where), socket.create_connection(("127.0.0.1", port)) as stream:
+        stream.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert stream.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
+    for taken, message in (
+        (f"127.0.0.1:{server}", f"cannot listen on 127.0.0.1 port {server}: Address already in use"),
+        ("9100:9101", "`9100:9101` is not [ADDRESS:]PORT"),
+    ):
+        command = [PROXY, *map(str, arguments), "--metrics", taken]
+        done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stderr.splitlines()[0]) == (1, f'Error: "{message}"')
+        assert not (home / "run" / "vsock" / "8000.sock").exists()
+
+
+def test_a_time_to_live_that_is_no_number_is_refused(home: Path) -> None:
+    """`nan` is neither more nor less than anything."""
+    command = [PROXY, "--dns-ttl", "nan", "8000", "localhost", "443"]
+    done = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "time to live cannot be" in done.stderr
 
 
 def test_awss_conflicts_are_usage_errors(home: Path) -> None:

@@ -56,6 +56,7 @@ def credentials(arguments: argparse.Namespace) -> None:
 
     if not _SHORTEST <= arguments.duration <= _LONGEST:
         raise UsageError(f"--duration is from {_SHORTEST} to {_LONGEST} seconds")
+    port = ports.parse_port(arguments.port, ports.MAX_VSOCK)
     paths = Paths.from_environment()
     runtime.prepare(paths)
     chosen = Chosen(paths, arguments.enclave, pcr0=arguments.pcr0)
@@ -68,7 +69,6 @@ def credentials(arguments: argparse.Namespace) -> None:
 
     make = source(arguments.profile, arguments.role_arn, arguments.duration)
     first = make()  # what cannot be is said now, and not to the first enclave
-    port = ports.parse(arguments.port, max_port=ports.MAX_VSOCK, max_target=ports.MAX_VSOCK).port
     said = f"{', '.join(arguments.enclave)}: credentials on port {port}, now {first.access_key_id}"
 
     async def serve() -> None:

@@ -76,11 +76,11 @@ def egress_relay(arguments: argparse.Namespace) -> None:
     metrics = arguments.metrics
     config = egress_relay.RelayConfig(
         load,
-        port=ports.parse(arguments.port, max_port=ports.MAX_VSOCK, max_target=ports.MAX_VSOCK).port,
+        port=ports.parse_port(arguments.port, ports.MAX_VSOCK),
         admit=admit,
         pinned=dict(map(_pinned, arguments.resolve)),
         family=arguments.family,
-        metrics=None if metrics is None else ports.parse(metrics, max_port=ports.MAX_TCP, max_target=ports.MAX_TCP),
+        metrics=None if metrics is None else ports.parse_place(metrics),
     )
 
     async def serve() -> None:

@@ -8,6 +8,7 @@ from typing import Final
 
 from alcove.cli import output
 from alcove.proxy import lease, outward, ports
+from alcove.proxy.ports import Mapping
 from alcove.proxy.service import stopped_by_signals
 
 TCP_PORT: Final = 9040
@@ -26,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve until a signal ends it."""
-    text = f"{arguments.port}:{arguments.parent_port}"
-    mapping = ports.parse(text, max_port=ports.MAX_TCP, max_target=ports.MAX_VSOCK)
+    port, parent = arguments.port, arguments.parent_port
+    mapping = Mapping("", ports.parse_port(port, ports.MAX_TCP), ports.parse_port(parent, ports.MAX_VSOCK))
     said = f"credentials are at http://127.0.0.1:{mapping.port}{lease.PATH}"
 
     async def serve() -> None:

@@ -42,8 +42,8 @@ def egress_config(arguments: argparse.Namespace) -> EgressConfig:
         InputError: The list is none.
         UsageError: A port cannot be.
     """
-    port = ports.parse(arguments.port, max_port=ports.MAX_TCP, max_target=ports.MAX_TCP).port
-    relay = ports.parse(arguments.relay_port, max_port=ports.MAX_VSOCK, max_target=ports.MAX_VSOCK).port
+    port = ports.parse_port(arguments.port, ports.MAX_TCP)
+    relay = ports.parse_port(arguments.relay_port, ports.MAX_VSOCK)
     return EgressConfig(companions.load_rules(arguments.rules), port, relay)
 
 

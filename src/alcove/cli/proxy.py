@@ -73,7 +73,7 @@ def vsock_proxy(arguments: argparse.Namespace) -> None:
         route=route,
         family=arguments.family,
         ttl=arguments.dns_ttl,
-        metrics=None if metrics is None else ports.parse(metrics, max_port=ports.MAX_TCP, max_target=ports.MAX_TCP),
+        metrics=None if metrics is None else ports.parse_place(metrics),
         **({} if limit is None else {"max_connections": limit}),
     )
     wanted = os.environ.get("RUST_LOG", "")

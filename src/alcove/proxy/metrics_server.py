@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -42,7 +43,8 @@ async def metrics_on(where: Mapping | None, counters: Callable[[], Iterable[Coun
     try:
         server = await asyncio.start_server(answer, host, where.port, limit=MAX_HEAD)
     except OSError as error:
-        raise MachineError(f"cannot listen on {host} port {where.port}: {error.strerror}") from None
+        reason = os.strerror(error.errno) if error.errno else error  # asyncio's own words name the address again
+        raise MachineError(f"cannot listen on {host} port {where.port}: {reason}") from None
     async with server:
         yield
 

@@ -57,7 +57,7 @@ class ProxyConfig:
     def __post_init__(self) -> None:
         if self.route is not None and not 0 < self.route.port < 1 << 16:
             raise UsageError("Remote port is not valid")
-        if self.family not in _FAMILIES or self.max_connections < 1 or self.ttl < 0:
+        if self.family not in _FAMILIES or self.max_connections < 1 or not self.ttl >= 0:
             raise UsageError("the proxy's family, number of connections or time to live cannot be")
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alcove.errors import UsageError
-from alcove.proxy.ports import MAX_TCP, MAX_VSOCK, Mapping, parse
+from alcove.proxy.ports import MAX_TCP, MAX_VSOCK, Mapping, parse, parse_place, parse_port
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,31 @@ def test_any_text_is_a_mapping_or_a_usage_error(text: str) -> None:
     """Any text → a mapping, or UsageError, nothing else."""
     with contextlib.suppress(UsageError):
         parse(text, max_port=MAX_TCP, max_target=MAX_VSOCK)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("9100", Mapping("", 9100, 9100)),
+        ("127.0.0.1:9100", Mapping("127.0.0.1", 9100, 9100)),
+        ("[::]:9100", Mapping("::", 9100, 9100)),
+    ],
+)
+def test_a_place_to_listen_is_a_port_with_or_without_an_address(text: str, place: Mapping) -> None:
+    """As `--metrics` says it."""
+    assert parse_place(text) == place
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "65536", "9100:9101", "1.2.3:9100", "host:9100", "[::g]:9100", "9100:"])
+def test_a_place_that_cannot_be_is_refused(text: str) -> None:
+    """A second port is not passed over."""
+    with pytest.raises(UsageError, match=r"is not \[ADDRESS:\]PORT|IP address"):
+        parse_place(text)
+
+
+@pytest.mark.parametrize("text", ["", "0", "x", "5:6", "65536", "1.2.3.4:5", "-1", "５"])
+def test_a_port_is_a_number_in_its_range(text: str) -> None:
+    """And nothing else: what would be passed over is refused."""
+    assert parse_port("65535", MAX_TCP) == MAX_TCP
+    with pytest.raises(UsageError, match="is not a port, a number from 1 to 65535"):
+        parse_port(text, MAX_TCP)
