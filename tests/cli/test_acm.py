@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ALCOVE = Path(sys.executable).parent / "alcove"
+TOKENS = "tokens: [{label: web, source: {S3: {uri: 's3://bucket/key'}}}]\n"
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -27,13 +28,18 @@ def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("a: [", "acm.yaml is not YAML"),
         ("enclave: {cpu_count: 2}", "acm.yaml: enclave.memory_mib is missing"),
         ("enclave: {cpu_count: 2, memory_mib: 256}\ntokens: [{label: a, source: {Vault: {}}}]", "is one of Acm, S3"),
+        ("label: é", "cannot be read: it is not UTF-8"),
+        (
+            "enclave: {cpu_count: 2, memory_mib: 256, image_path: /nothing}\n" + TOKENS,
+            "enclave.image_path: there is no image /nothing",
+        ),
     ],
 )
 def test_an_agent_without_a_good_configuration_does_not_start(tmp_path: Path, text: str | None, sentence: str) -> None:
     """One line with the place of the mistake, status 1, no traceback."""
     file = tmp_path / "acm.yaml"
     if text is not None:
-        file.write_text(text)
+        file.write_bytes(text.encode("latin-1"))
     done = run(tmp_path, "agent", "--config", str(file))
     assert done.returncode == 1
     assert sentence in done.stderr

@@ -44,12 +44,19 @@ def agent(arguments: argparse.Namespace) -> None:
 
     paths = Paths.from_environment()
     try:
-        text = arguments.config.read_text()
+        text = arguments.config.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{arguments.config} cannot be read: {error.strerror}") from None
+    except UnicodeError:
+        raise UsageError(f"{arguments.config} cannot be read: it is not UTF-8") from None
     settings = parse(text, run_directory=_run_directory(paths), state_directory=paths.state / "acm")
     for name in settings.strange:
         to_stderr(f"acm.yaml: {name} means nothing here")
+    image = settings.enclave.image_path
+    if not image.is_file():
+        raise UsageError(
+            f"acm.yaml: enclave.image_path: there is no image {image}", hint="`alcove build-enclave` makes one"
+        )
 
     def verify(enclave: Any, document: bytes, request_pem: str) -> None:
         _verify(paths, enclave.id, document, request_pem)

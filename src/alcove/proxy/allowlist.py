@@ -69,7 +69,7 @@ def parse(text: str) -> ProxyFile:
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"the allow list is not YAML: {str(error).splitlines()[0]}") from None
+        raise InputError(f"the allow list is not YAML: {' '.join(str(error).split()):.160}") from None
     if not isinstance(content, dict) or not isinstance(content.get("allowlist"), list):
         raise InputError("the allow list has no list `allowlist`", hint="see docs: allowlist: [{address, port}]")
     unknown = content.keys() - {"allowlist", "listeners"}

@@ -34,6 +34,9 @@ tokens:
 """
 
 
+ACME = {"directory_url": "https://acme.example", "domains": ["a.example"], "account_key": "/a.pem"}
+
+
 def read(text: str) -> Settings:
     return parse(text, run_directory=Path("/run/acm"), state_directory=Path("/var/lib/acm"))
 
@@ -58,7 +61,9 @@ def test_unknown_keys_are_told_and_passed_over() -> None:
     document |= {"extra": 1, "log": {"level": "Info"}}
     document["options"]["speed"] = "fast"
     document["tokens"][0]["colour"] = "red"
-    assert set(read(yaml.safe_dump(document)).strange) == {"extra", "options.speed", "tokens[0].colour"}
+    document["tokens"][0]["source"]["Acm"]["region"] = "north"
+    strange = {"extra", "options.speed", "tokens[0].colour", "tokens[0].source.Acm.region"}
+    assert set(read(yaml.safe_dump(document)).strange) == strange
 
 
 def changed(**change: Any) -> str:
@@ -92,6 +97,17 @@ def test_a_born_key_s_token_is_read() -> None:
         (changed(source={"Vault": {}}), "acm.yaml: tokens[0].source is one of Acm, S3, FileDb, File"),
         (changed(source={"S3": {}}), "acm.yaml: tokens[0].source.S3.uri is missing"),
         (changed(source={"LocalCa": {"directory": "/ca", "domains": "a"}}), "domains is a list of names of hosts"),
+        (changed(source={"LocalCa": {"directory": 5, "domains": ["a"]}}), "source.LocalCa.directory is not a text"),
+        (changed(source={"Acme": ACME | {"http_port": "abc"}}), "source.Acme.http_port is not a whole number"),
+        (changed(source={"Acme": ACME | {"tls_port": 65536}}), "source.Acme.tls_port is at most 65535"),
+        (changed(source={"Acme": ACME | {"http_port": 0}}), "source.Acme.http_port is at least 1"),
+        (changed(source={"S3": {"uri": "s3://b/k", "bound": "no"}}), "source.S3.bound is not true or false"),
+        (changed(mechanisms="most"), "acm.yaml: tokens[0].mechanisms is one of tls, full"),
+        (changed(rate=0), "acm.yaml: tokens[0].rate is at least 1"),
+        (changed() + "kms: {proxy_port: 4294967295}", "acm.yaml: kms.proxy_port is at most 4294967294"),
+        (AWS.replace("nginx-acm-token", "2024-99-99"), "acm.yaml is not YAML: month must be in 1..12"),
+        (AWS.replace("nginx-acm-token", r'"\ud800"'), "acm.yaml: tokens[0].label has half a character"),
+        ("[" * 5000, "acm.yaml is not YAML: maximum recursion depth exceeded"),
         (changed(target={"Conf": {"path": 'x";}'}}), "path has characters that a configuration cannot hold"),
         (changed(target={"Conf": {"path": "/x", "form": "other"}}), "form is one of engine, provider"),
         (changed() + "options: {service: lighttpd}", "acm.yaml: options.service is one of nginx, httpd"),

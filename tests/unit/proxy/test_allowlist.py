@@ -108,6 +108,13 @@ def test_listeners_are_routes() -> None:
     assert parse(MORE).routes == (Route(8000, "kms.example.org", 443), *ranged)
 
 
+def test_what_is_no_yaml_is_told_with_its_line() -> None:
+    """In one line, wherever the mistake is."""
+    with pytest.raises(InputError, match=r"^the allow list is not YAML: .* line 4, ") as caught:
+        parse("allowlist:\n- {address: a, port: 1}\n- {address: [\n")
+    assert "\n" not in caught.value.message
+
+
 @given(st.text(max_size=80))
 def test_any_text_is_entries_or_an_input_error(text: str) -> None:
     """Any text → entries, or InputError, nothing else."""

@@ -19,7 +19,19 @@ import yaml
 
 from alcove.errors import UsageError
 
-SOURCES: Final = ("Acm", "S3", "FileDb", "File", "LocalCa", "Acme", "Pkcs12")
+_MEMBERS: Final[dict[str, dict[str, type]]] = {  # of each source; an int is a TCP port, an object is looked at later
+    "Acm": {"certificate_arn": str},
+    "S3": {"uri": str, "bound": bool},
+    "FileDb": {"path": str},
+    "File": {"path": str, "url": str, "ca_file": str, "bound": bool},
+    "LocalCa": {"directory": str, "domains": object, "key_type": str, "lifetime_days": object},
+    "Acme": {
+        "directory_url": str, "domains": object, "account_key": str, "webroot": str, "http_port": int, "tls_port": int,
+        "contact": str, "ca_file": str, "key_type": str,
+    },
+    "Pkcs12": {"path": str, "password_file": str},
+}  # fmt: skip
+SOURCES: Final = tuple(_MEMBERS)
 _TARGETS: Final = {"Conf": "Conf", "NginxStanza": "Conf"}
 _NEEDED: Final = {  # the members that a source cannot do without
     "Acm": ("certificate_arn",), "S3": ("uri",), "FileDb": ("path",), "File": (), "LocalCa": ("directory", "domains"),
@@ -28,6 +40,9 @@ _NEEDED: Final = {  # the members that a source cannot do without
 _SAFE_PATH: Final = re.compile(r"[^\x00-\x1f\"\\;{}$]+")
 SERVICES: Final = ("nginx", "httpd")
 FORMS: Final = ("engine", "provider")
+MECHANISMS: Final = ("tls", "full")
+_MAX_TCP: Final = 0xFFFF
+_MAX_VSOCK: Final = 0xFFFFFFFE  # the last one stands for any port
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +154,8 @@ def parse(text: str, *, run_directory: Path, state_directory: Path) -> Settings:
     """
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        line = str(error).replace("\n", " ")
-        raise UsageError(f"acm.yaml is not YAML: {line:.120}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that is none
+        raise UsageError(f"acm.yaml is not YAML: {' '.join(str(error).split()):.160}") from None
     root = _Section("", document)
     settings = Settings(
         _enclave(root.section("enclave")),
@@ -214,17 +228,22 @@ class _Section:
 
     def text(self, *names: str, default: str | None = None) -> str:
         """A text that must be there unless it has a default."""
-        return str(self.typed(str, *names, default=default))
+        found = str(self.typed(str, *names, default=default))
+        if not found.isascii() and any("\ud800" <= letter <= "\udfff" for letter in found):
+            raise UsageError(f"acm.yaml: {self._path(names[0])} has half a character")
+        return found
 
     def optional(self, name: str) -> str | None:
         """A text that need not be there."""
         return None if self.value(name) is None else self.text(name)
 
-    def number(self, *names: str, default: int | None = None, least: int = 0) -> int:
+    def number(self, *names: str, default: int | None = None, least: int = 0, most: int | None = None) -> int:
         """A whole number."""
         number = int(self.typed(int, *names, default=default))
         if number < least:
             raise UsageError(f"acm.yaml: {self._path(names[0])} is at least {least}")
+        if most is not None and number > most:
+            raise UsageError(f"acm.yaml: {self._path(names[0])} is at most {most}")
         return number
 
     def typed(self, kind: type, *names: str, default: Any = None) -> Any:
@@ -233,7 +252,7 @@ class _Section:
         if value is None:
             raise UsageError(f"acm.yaml: {self._path(names[0])} is missing")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            said = {str: "a text", int: "a whole number", list: "a list"}.get(kind, kind.__name__)
+            said = {str: "a text", int: "a whole number", list: "a list", bool: "true or false"}[kind]
             raise UsageError(f"acm.yaml: {self._path(names[0])} is not {said}")
         return value
 
@@ -246,10 +265,16 @@ class _Section:
             raise UsageError(f"acm.yaml: {self._path(name)} is a list of texts")
         return tuple(items)
 
-    def rest(self) -> dict[str, Any]:
-        """Every member."""
-        self._taken |= set(self._item)
-        return dict(self._item)
+    def members(self, kinds: Mapping[str, type]) -> dict[str, Any]:
+        """Those of these names that are there."""
+        return {name: self._member(name, kind) for name, kind in kinds.items() if self.value(name) is not None}
+
+    def _member(self, name: str, kind: type) -> Any:
+        if kind is str:
+            return self.text(name)
+        if kind is int:
+            return self.number(name, least=1, most=_MAX_TCP)
+        return self.value(name) if kind is object else self.typed(kind, name)
 
     def _path(self, name: str) -> str:
         return f"{self.name}.{name}" if self.name else name
@@ -262,8 +287,8 @@ def _enclave(section: _Section) -> EnclaveSettings:
         section.number("memory_mib", least=64),
         Path(section.text("image_path", default="/usr/share/nitro_enclaves/p11ne/p11ne.eif")),
         section.number("boot_timeout_ms", default=60_000),
-        section.number("p11kit_port", default=9999),
-        section.number("rpc_port", default=10000),
+        section.number("p11kit_port", default=9999, least=1, most=_MAX_VSOCK),
+        section.number("rpc_port", default=10000, least=1, most=_MAX_VSOCK),
     )
 
 
@@ -272,7 +297,7 @@ def _kms(section: _Section) -> KmsSettings:
         section.text("region", default="us-east-1"),
         section.optional("endpoint"),
         section.optional("key_id"),
-        section.number("proxy_port", default=8000, least=1),
+        section.number("proxy_port", default=8000, least=1, most=_MAX_VSOCK),
     )
 
 
@@ -299,7 +324,7 @@ def _tokens(root: _Section) -> tuple[TokenSettings, ...]:
 
 def _token(section: _Section) -> TokenSettings:
     kind, source = section.only("source", SOURCES)
-    members = source.rest()
+    members = source.members(_MEMBERS[kind])
     missing = [name for name in _NEEDED[kind] if members.get(name) is None]
     if missing:
         raise UsageError(f"acm.yaml: {source.name}.{missing[0]} is missing")
@@ -308,7 +333,9 @@ def _token(section: _Section) -> TokenSettings:
         raise UsageError(f"acm.yaml: {section.name}.label has 1 to 32 bytes")
     if pin is not None and not (isinstance(pin, str) and 4 <= len(pin) <= 64 and pin.isalnum() and pin.isascii()):
         raise UsageError(f"acm.yaml: {section.name}.pin has 4 to 64 letters and digits")
-    rate = section.value("rate")
+    mechanisms = section.text("mechanisms", default="tls")
+    if mechanisms not in MECHANISMS:
+        raise UsageError(f"acm.yaml: {section.name}.mechanisms is one of {', '.join(MECHANISMS)}")
     return TokenSettings(
         label,
         pin,
@@ -316,8 +343,8 @@ def _token(section: _Section) -> TokenSettings:
         members,
         _target(section),
         section.number("refresh_interval_secs", default=43200, least=1),
-        section.text("mechanisms", default="tls"),
-        None if rate is None else float(section.typed(int, "rate")),
+        mechanisms,
+        None if section.value("rate") is None else float(section.number("rate", least=1, most=10**6)),
         _domains(section, members),
     )
 
