@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import resource
 import ssl
 import time
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ from tests.unit.apps.test_acm_webserver import NGINX, Nginx, eventually
 from alcove.apps.acm import relay, stanza, webserver, workers
 from alcove.apps.acm.cryptoki import Ckr
 from alcove.apps.acm.token import Slots
+from alcove.errors import UsageError
 
 CLIENT = next(Path("/usr/lib").glob("*/pkcs11/p11-kit-client.so"), None)
 
@@ -127,6 +131,58 @@ def test_what_is_not_p11_kit_is_closed(way: Front) -> None:
             wire.socket.sendall(b"\0" * 12)
             assert wire.ended()
     assert all(line.startswith("a connection was ended: a frame with code 0") for line in way.log)
+
+
+def test_a_process_out_of_descriptors_accepts_again_later(way: Front) -> None:
+    """What comes meanwhile waits, and is served once there are some."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, limits[1]))  # the client's, and no more
+    try:
+        wire = Wire(way.socket)
+        eventually(lambda: "a connection was not accepted: Too many open files" in way.log)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with closing(wire):
+        wire.begin()
+        assert signs(wire)
+
+
+def test_there_are_as_many_clients_as_may_be(way: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more is hung up on, and does not wait; when one goes there is room again."""
+    monkeypatch.setattr(relay, "MAX_CLIENTS", 2)
+    with closing(Wire(way.socket)) as first:
+        first.begin()
+        second = Wire(way.socket)
+        second.begin()
+        with closing(Wire(way.socket)) as third:
+            third.socket.settimeout(10)  # the enclave would hang up after 30 s
+            assert third.ended()
+        second.close()
+
+        def served() -> bool:
+            with closing(Wire(way.socket)) as wire:
+                try:
+                    wire.begin()
+                except (OSError, IndexError):  # hung up on
+                    return False
+                return True
+
+        eventually(served)
+        assert signs(first)
+
+
+def test_a_group_that_is_none_is_told(tmp_path: Path) -> None:
+    """In a sentence with its place in acm.yaml, and no socket is left."""
+
+    async def serve() -> None:
+        async with relay.Relay(tmp_path / "p11.sock", 9999, "no-such-group", lambda _: None).serving():
+            raise AssertionError
+
+    with pytest.raises(UsageError, match=r"^acm.yaml: options.socket_group: there is no group no-such-group$"):
+        asyncio.run(serve())
+    assert list(tmp_path.iterdir()) == []
 
 
 def tls_server(way: Front, directory: Path) -> Nginx:

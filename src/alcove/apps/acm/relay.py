@@ -17,12 +17,13 @@ from typing import Final
 from alcove.apps.acm import pieces
 from alcove.apps.acm.conversation import Conversation
 from alcove.apps.acm.log import Log
-from alcove.errors import ProtocolError
+from alcove.errors import MachineError, ProtocolError, UsageError
 from alcove.vsock.hybrid import connect_async
 from alcove.vsock.unix_listener import listening
 
 ANSWER_SECONDS: Final = 10.0  # a signature takes milliseconds, under emulation too; a browser waits some 30 s
-_PAUSE: Final = 1.0  # between looks at who waits for how long
+MAX_CLIENTS: Final = 1000  # the enclave takes 1024; a client is a process of the web server's
+_PAUSE: Final = 1.0  # between looks at who waits for how long, and after the process ran out of descriptors
 
 
 class Relay:
@@ -55,11 +56,15 @@ class Relay:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Listen as long as the context lasts."""
+        """Listen as long as the context lasts.
+
+        Raises:
+            UsageError: There is no such group.
+            MachineError: The socket cannot be had, or not be given to the group.
+        """
         with listening(self._path) as listener:
             if self._group is not None:
-                shutil.chown(self._path, group=self._group)
-                self._path.chmod(0o660)
+                self._let_in(self._group)
             work = [asyncio.create_task(self._accept(listener)), asyncio.create_task(self._watch())]
             try:
                 yield
@@ -70,10 +75,27 @@ class Relay:
                 for stream in list(self._streams):
                     stream.end()
 
+    def _let_in(self, group: str) -> None:
+        try:
+            shutil.chown(self._path, group=group)
+            self._path.chmod(0o660)
+        except LookupError:
+            raise UsageError(f"acm.yaml: options.socket_group: there is no group {group}") from None
+        except OSError as error:
+            raise MachineError(f"{self._path} cannot be given to the group {group}: {error.strerror}") from None
+
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            client, _ = await loop.sock_accept(listener)
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError as error:  # out of descriptors: clients that end give some back
+                self._log(f"a connection was not accepted: {error.strerror}")
+                await asyncio.sleep(_PAUSE)
+                continue
+            if len(self._arriving) + len(self._streams) >= MAX_CLIENTS:
+                client.close()  # nobody is left waiting
+                continue
             task = loop.create_task(self._lead(client))
             self._arriving.add(task)
             task.add_done_callback(self._arriving.discard)
