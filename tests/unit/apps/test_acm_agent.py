@@ -392,3 +392,61 @@ def test_nothing_listens_where_another_agent_does(kms: Parts, tmp_path: Path) ->
         other.listen()
         with pytest.raises(AssertionError, match="another program listens there"), agent(kms, tmp_path, born(tmp_path)):
             pass
+
+
+def test_one_agent_runs_an_enclave(kms: Parts, tmp_path: Path) -> None:
+    """A second one with another socket would end the enclave of the first at each start: it does not start."""
+    with agent(kms, tmp_path, born(tmp_path)) as running:
+        eventually(running.serves, str(running.log))
+        other = agent(kms, tmp_path, born(tmp_path), run_directory=str(tmp_path / "other"))
+        with pytest.raises(AssertionError, match="another agent runs its enclave in"), other:
+            pass
+        assert running.launcher.starts == 1
+        assert running.sign()
+    assert not (tmp_path / "other" / "p11.sock").exists()
+
+
+def test_files_that_cannot_be_written_are_written_once_they_can(kms: Parts, tmp_path: Path) -> None:
+    """The token is in trouble until the target is there, and only then is the web server told."""
+    token, target = exported(kms, tmp_path), tmp_path / "blocked" / "known.conf"
+    token["target"]["Conf"]["path"] = str(target)
+    target.parent.write_text("a file where a directory should be")
+    with agent(kms, tmp_path, token) as running:
+        sentence = f"{target} cannot be written: "
+        eventually(lambda: (running.token("known").get("trouble") or "").startswith(sentence), str(running.log))
+        time.sleep(2.5)  # two rounds
+        assert running.token("known")["trouble"].startswith(sentence)
+        assert "nginx is not running: start it, it will find its key" in running.log  # at the enclave's start
+        told = len(running.log)
+        target.parent.unlink()
+        eventually(lambda: running.log[told:] != [] and running.token("known")["trouble"] is None, str(running.log))
+        eventually(lambda: len(running.log) == told + 2, str(running.log))
+        assert running.log[told:] == [
+            "token known: is served",
+            "nginx is not running: start it, it will find its key",
+        ]
+        assert "pin-value" in target.read_text()
+
+
+@pytest.mark.parametrize("member", ["user", "group"])
+def test_a_target_s_owner_that_is_none_leaves_no_file(kms: Parts, tmp_path: Path, member: str) -> None:
+    """The stanza has the PIN: nothing of it stays behind under another name."""
+    token = exported(kms, tmp_path)
+    token["target"]["Conf"] |= {"path": str(tmp_path / "conf" / "known.conf"), member: "no-such-one"}
+    with agent(kms, tmp_path, token) as running:
+        eventually(lambda: running.token("known").get("trouble"), str(running.log))
+        assert f"known.conf cannot be written: no such {member}: 'no-such-one'" in running.token("known")["trouble"]
+        assert list((tmp_path / "conf").iterdir()) == []
+
+
+def test_a_target_that_is_no_text_is_left_alone(kms: Parts, tmp_path: Path) -> None:
+    """Apache's file is not UTF-8: that is told, nothing of it is lost, and the other token serves."""
+    (tmp_path / "httpd.conf").write_bytes(b"# caf\xe9\n")
+    apache = exported(kms, tmp_path, "apache")
+    apache["target"]["Conf"]["path"] = str(tmp_path / "httpd.conf")
+    with agent(kms, tmp_path, apache, exported(kms, tmp_path), service="httpd") as running:
+        eventually(lambda: running.serves("known"), str(running.log))
+        eventually(lambda: running.token("apache").get("trouble"), str(running.log))
+        assert running.token("apache")["trouble"] == f"{tmp_path}/httpd.conf cannot be read: it is not UTF-8"
+        assert (tmp_path / "httpd.conf").read_bytes() == b"# caf\xe9\n"
+        eventually(lambda: "token known: is served" in running.log, str(running.log))

@@ -19,6 +19,7 @@ from tests.unit.apps.acm_device import certificate, ec_key, rsa_key
 
 from alcove.apps.acm import parent, sources, stanza, webserver
 from alcove.apps.acm.certificates import check_chain, dns_names, read_chain
+from alcove.apps.acm.files import write_atomically
 from alcove.apps.acm.keypair import KeyPair
 from alcove.apps.acm.local_ca import LocalCa
 from alcove.apps.acm.provisioning import signing_request
@@ -157,6 +158,15 @@ def test_a_pkcs12_file_is_read_for_trying_out(tmp_path: Path) -> None:
         sources.fetch(token("Pkcs12", **source))
 
 
+def test_a_pkcs12_file_of_an_unknown_kind_of_key_is_told(tmp_path: Path) -> None:
+    """A curve that the library has not is no fault of ours."""
+    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:sect163k1 -nodes -days 3 -subj /CN=a -keyout k -out c"
+    for command in (new, "pkcs12 -export -passout pass: -inkey k -in c -out k.p12"):
+        subprocess.run(["openssl", *command.split()], cwd=tmp_path, check=True, capture_output=True)
+    with pytest.raises(InputError, match=r"k\.p12 has a key of a kind that is not known: Curve"):
+        sources.fetch(token("Pkcs12", path=str(tmp_path / "k.p12")))
+
+
 @pytest.mark.parametrize(
     ("source", "members", "sentence"),
     [
@@ -222,10 +232,48 @@ def test_files_are_there_whole_with_their_mode(tmp_path: Path) -> None:
     """Written aside and renamed, over an earlier one too."""
     path = tmp_path / "deep" / "file"
     for text in ("one", "two"):
-        sources.write_atomically(path, text, 0o440, (None, None))
+        write_atomically(path, text, 0o440, (None, None))
         assert path.read_text() == text
         assert stat.S_IMODE(path.stat().st_mode) == 0o440
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    """Neither a part of it nor a change to what was there; one sentence says why."""
+    (tmp_path / "file").write_text("before")
+    with pytest.raises(MachineError, match=r"/file cannot be written: no such group: 'no-such-one'$"):
+        write_atomically(tmp_path / "file", "after", 0o440, (None, "no-such-one"))
+    assert (tmp_path / "file").read_text() == "before"
+    (tmp_path / "directory" / "full").mkdir(parents=True)
+    with pytest.raises(MachineError, match=r"/directory cannot be written: "):
+        write_atomically(tmp_path / "directory", "after", 0o440)
+    with pytest.raises(MachineError, match=r"/file/x cannot be written: "):
+        write_atomically(tmp_path / "file" / "x", "after", 0o440)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "directory"}
+
+
+def test_a_local_ca_that_was_begun_is_made(tmp_path: Path) -> None:
+    """A certificate without its key, as after a crash, is made anew; with its key it is the same from then on."""
+    LocalCa.open(tmp_path / "other", NOW)
+    (tmp_path / "ca").mkdir()
+    (tmp_path / "ca" / "ca.pem").write_bytes((tmp_path / "other" / "ca.pem").read_bytes())
+    made = LocalCa.open(tmp_path / "ca", NOW)
+    assert LocalCa.open(tmp_path / "ca", NOW).certificate == made.certificate
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match=r"cannot be (used|written): "):
+        LocalCa.open(tmp_path / "file" / "ca", NOW)
+
+
+def test_nothing_is_born_that_could_not_be_kept(tmp_path: Path) -> None:
+    """Before the enclave makes a key, and before anybody signs for it."""
+    (tmp_path / "keys").write_text("")
+
+    def create(_: TokenSettings) -> Birth:
+        raise AssertionError
+
+    born = BornKeys(tmp_path / "keys", create, lambda *_: None)
+    with pytest.raises(MachineError, match="/keys cannot be made: File exists"):
+        born.material(token(directory=str(tmp_path / "ca"), domains=["a.example"]), NOW)
 
 
 def options(tmp_path: Path, *command: str) -> OptionSettings:

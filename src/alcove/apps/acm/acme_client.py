@@ -5,7 +5,6 @@ The account's key is the parent's; the certificate's never leaves the enclave. `
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Final
 
 from acme import challenges, client, messages
 from acme import errors as acme_errors
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -25,6 +25,7 @@ from josepy.jwk import JWKRSA
 from requests.exceptions import RequestException
 
 from alcove.apps.acm.acme_proofs import Publish, proving
+from alcove.apps.acm.files import write_atomically
 from alcove.apps.acm.settings import TokenSettings
 from alcove.errors import MachineError, UsageError
 
@@ -96,11 +97,10 @@ def _account_key(path: Path) -> rsa.RSAPrivateKey:
         if not path.exists():
             key = rsa.generate_private_key(65537, 2048)
             pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(pem)
+            write_atomically(path, pem, 0o600)
             return key
         found = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise MachineError(f"the ACME account's key {path} cannot be used: {error}") from None
     if not isinstance(found, rsa.RSAPrivateKey):
         raise UsageError(f"the ACME account's key {path} is no RSA key")

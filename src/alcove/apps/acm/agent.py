@@ -9,23 +9,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from alcove.apps.acm import kms_proxy, parent, sources, stanza, webserver, workers
+from alcove.apps.acm.files import write_atomically
 from alcove.apps.acm.log import Log
 from alcove.apps.acm.parent import Launcher, NitroCli, RpcError, RunningEnclave
 from alcove.apps.acm.relay import Relay
 from alcove.apps.acm.rotation import Rotation
 from alcove.apps.acm.settings import Settings, TokenSettings
-from alcove.apps.acm.sources import LYING_READY, Birth, BornKeys, Material, write_atomically
+from alcove.apps.acm.sources import LYING_READY, Birth, BornKeys, Material
 from alcove.errors import AlcoveError, MachineError, UsageError
 
 FIRST_PAUSE: Final = 1.0  # before an enclave that did not come to serve is started again; doubled each time
@@ -35,6 +37,7 @@ ALIVE_SECONDS: Final = 20.0  # for an enclave that kept clients waiting to answe
 POLL: Final = 0.1  # acm.md §2: between tries to reach a booting enclave
 SOCKET: Final = "p11.sock"
 STATUS: Final = "status.json"
+LOCK: Final = "acm.lock"
 PIN_BYTES: Final = 16
 
 
@@ -61,6 +64,7 @@ class _Held:
 
     Attributes:
         served: What is in the enclave now; None for nothing.
+        written: What the web server's files say of it; None while they do not.
         rotation: Under which id and label the key is there.
         refreshed: When its time in the enclave began, monotonic.
     """
@@ -68,6 +72,7 @@ class _Held:
     settings: TokenSettings
     pin: str = field(repr=False)
     served: Material | None = None
+    written: Material | None = None
     rotation: Rotation = field(default_factory=Rotation)
     refreshed: float = 0.0
     trouble: str | None = None
@@ -105,25 +110,46 @@ class Agent:
         """Serve until told to stop; the enclave ends with the agent.
 
         Raises:
-            AlcoveError: The socket for p11-kit, or the port to KMS, cannot be had.
+            AlcoveError: Another agent runs, or the socket for p11-kit or the port to KMS cannot be had.
         """
         self._run.mkdir(parents=True, exist_ok=True)
         options = self._settings.options
         relay = Relay(self._run / SOCKET, self._settings.enclave.p11kit_port, options.socket_group, self._log)
-        async with relay.serving(), self._way_to_kms():
-            while not stop.is_set():
-                try:
-                    await self._round(relay, stop)
-                except AlcoveError as error:
-                    self._log(error.message + (f" ({error.hint})" if error.hint else ""))
-                finally:
-                    self._down_at = self._down_at or time.monotonic()
-                    relay.point(None)
-                    await self._end()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), self._pause)
-                self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
+        with self._alone():
+            async with relay.serving(), self._way_to_kms():
+                await self._rounds(relay, stop)
         self._write_status()
+
+    async def _rounds(self, relay: Relay, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            try:
+                await self._round(relay, stop)
+            except AlcoveError as error:
+                if not stop.is_set():  # Ctrl-C ends nitro-cli too
+                    self._log(_said(error))
+            finally:
+                self._down_at = self._down_at or time.monotonic()
+                relay.point(None)
+                await self._end()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), self._pause)
+            self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The only agent of this runtime directory: each ends the enclave that another one runs."""
+        runtime = self._place.runtime
+        runtime.mkdir(parents=True, exist_ok=True)
+        lock = os.open(runtime / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise MachineError(
+                f"another agent runs its enclave in {runtime}", hint="one agent serves all tokens of one acm.yaml"
+            ) from None
+        finally:
+            os.close(lock)
 
     def _way_to_kms(self) -> contextlib.AbstractAsyncContextManager[None]:
         if all(token.source in sources.IN_CLEAR for token in self._settings.tokens):
@@ -200,7 +226,7 @@ class Agent:
         if enclave is not None:
             await asyncio.to_thread(self._place.launcher.end, enclave)
         for held in self._held:
-            held.served = None
+            held.served = held.written = None
         self._write_status()
 
     async def _sync(self) -> bool:
@@ -210,7 +236,7 @@ class Agent:
             try:
                 changed |= await asyncio.to_thread(self._sync_one, held)
                 held.trouble = None
-            except (AlcoveError, OSError, LookupError) as error:
+            except Exception as error:  # noqa: BLE001 - the boundary: the other tokens go on
                 said = str(error) if isinstance(error, AlcoveError | OSError) else type(error).__name__
                 if said != held.trouble:
                     self._log(f"token {held.settings.label}: {said}")
@@ -219,11 +245,20 @@ class Agent:
         return changed
 
     def _sync_one(self, held: _Held) -> bool:
+        """Bring a token up to date; whether the web server must be told."""
         material = self._material(held.settings)
-        if held.served is not None and material == held.served:
-            if time.monotonic() - held.refreshed >= held.settings.refresh_interval_secs:
-                self._refresh(held)
+        if material != held.served:
+            self._serve(held, material)
+        elif time.monotonic() - held.refreshed >= held.settings.refresh_interval_secs:
+            self._refresh(held)
+        if held.served == held.written:
             return False
+        self._write_files(held)
+        self._log(f"token {held.settings.label}: is served")
+        return True
+
+    def _serve(self, held: _Held, material: Material) -> None:
+        """Put what a source holds into the enclave."""
         try:
             self._put(held, material)
         except RpcError:
@@ -232,12 +267,7 @@ class Agent:
             # A key that was kept, and that this KMS or this image does not open: another one takes its place.
             material = self._material(held.settings, anew=True)
             self._put(held, material)
-        described = self._ask({"DescribeToken": held.access()})
-        held.uri = described["TokenDescription"]["keys"][0]["uri"]
         held.served, held.refreshed = material, time.monotonic()
-        self._write_files(held, material)
-        self._log(f"token {held.settings.label}: is served")
-        return True
 
     def _put(self, held: _Held, material: Material) -> None:
         if held.served is None:
@@ -260,7 +290,7 @@ class Agent:
         except RpcError as error:
             if error.name == "KmsDecryptFailed":
                 self._ask({"RemoveToken": held.access()})
-                held.served = None
+                held.served = held.written = None
             raise
         held.refreshed = time.monotonic()
 
@@ -307,20 +337,22 @@ class Agent:
             raise MachineError("there is no enclave")
         return self._enclave
 
-    def _write_files(self, held: _Held, material: Material) -> None:
-        """Certificate and stanza."""
-        service, target = self._settings.options.service, held.settings.target
+    def _write_files(self, held: _Held) -> None:
+        """Certificate and stanza of what is served."""
+        service, target, served = self._settings.options.service, held.settings.target, held.served
+        assert served is not None  # noqa: S101 - it was put there just now, or before
+        described = self._ask({"DescribeToken": held.access()})
+        held.uri = described["TokenDescription"]["keys"][0]["uri"]
         certificate = self._run / stanza.certificate_name(service, held.settings.label)
-        write_atomically(certificate, material.certificate, 0o644)
-        if target is None:
-            return
-        uri = stanza.key_uri(held.uri, held.pin)
-        if service == "httpd":
-            existing = target.path.read_text() if target.path.exists() else ""
-            text = stanza.apache(existing, uri, certificate)
-        else:
-            text = stanza.nginx(uri, certificate, target.form)
-        write_atomically(target.path, text, 0o440, (target.user, target.group))
+        write_atomically(certificate, served.certificate, 0o644)
+        if target is not None:
+            uri = stanza.key_uri(held.uri, held.pin)
+            if service == "httpd":
+                text = stanza.apache(_existing(target.path), uri, certificate)
+            else:
+                text = stanza.nginx(uri, certificate, target.form)
+            write_atomically(target.path, text, 0o440, (target.user, target.group))
+        held.written = served
 
     def _tell_server(self) -> None:
         try:
@@ -331,7 +363,9 @@ class Agent:
                 self._log(f"service is restored after {time.monotonic() - self._down_at:.1f} s")
                 self._down_at = None
         except AlcoveError as error:
-            self._log(error.message + (f" ({error.hint})" if error.hint else ""))
+            self._log(_said(error))
+        except OSError as error:  # it has ended meanwhile
+            self._log(f"the web server could not be told: {error.strerror}")
 
     def _look_at_workers(self) -> None:
         """Say when the web server's workers cannot reach the token: its master can, so nothing else tells."""
@@ -350,8 +384,28 @@ class Agent:
             "enclave": None if enclave is None else {"id": enclave.id, "cid": enclave.cid, "vsock": str(enclave.vsock)},
             "tokens": [_told(held) for held in self._held],
         }
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(MachineError):
             write_atomically(self._run / STATUS, json.dumps(status), 0o644)
+
+
+def _said(error: AlcoveError) -> str:
+    return error.message + (f" ({error.hint})" if error.hint else "")
+
+
+def _existing(path: Path) -> str:
+    """What is in the web server's file.
+
+    Raises:
+        MachineError: It is there, and cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise MachineError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeError:
+        raise MachineError(f"{path} cannot be read: it is not UTF-8") from None
 
 
 def _told(held: _Held) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from alcove.apps.acm.certificates import dns_names
+from alcove.apps.acm.files import write_atomically
 from alcove.errors import InputError, MachineError
 
 CA_DAYS: Final = 3650
@@ -56,12 +58,13 @@ class LocalCa:
             if not key_file.exists():
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
                 made = cls._create(now)
-                _write_private(key_file, made.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-                certificate_file.write_bytes(made.certificate.public_bytes(Encoding.PEM))
+                write_atomically(certificate_file, made.certificate.public_bytes(Encoding.PEM), 0o644)
+                pem = made.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+                write_atomically(key_file, pem, 0o600)  # last: with it the authority is there
                 return made
             key = load_pem_private_key(key_file.read_bytes(), None)
             certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise MachineError(f"the local CA in {directory} cannot be used: {error}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise MachineError(f"the local CA in {directory} cannot be used: key and certificate are no pair")
@@ -114,8 +117,3 @@ def _builder(
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
     builder = builder.public_key(public).serial_number(x509.random_serial_number())  # type: ignore[arg-type]
     return builder.not_valid_before(now - BACKDATED).not_valid_after(now + lifetime)
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)

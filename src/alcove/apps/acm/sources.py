@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
 
 from alcove.apps.acm import remote
 from alcove.apps.acm.certificates import read_chain
+from alcove.apps.acm.files import write_atomically
 from alcove.apps.acm.local_ca import LEAF_DAYS, LocalCa
 from alcove.apps.acm.remote import MAX_OBJECT
 from alcove.apps.acm.settings import TokenSettings
 from alcove.apps.acm.stanza import joined
-from alcove.errors import AlcoveError, InputError, UsageError
+from alcove.errors import AlcoveError, InputError, MachineError, UsageError
 
 ACM_LABEL: Final = "acm-key"  # AWS's names of the keys
 S3_LABEL: Final = "s3-key"
@@ -130,6 +131,8 @@ def _pkcs12(members: Mapping[str, Any]) -> Material:
         found = load_pkcs12(_read(str(members["path"])), password)
     except ValueError:
         raise InputError(f"{members['path']} is no PKCS#12 file, or the password is another") from None
+    except UnsupportedAlgorithm as error:
+        raise InputError(f"{members['path']} has a key of a kind that is not known: {error}") from None
     if found.key is None or found.cert is None:
         raise InputError(f"{members['path']} has no key, or no certificate")
     chain = "".join(
@@ -179,6 +182,7 @@ class BornKeys:
             raise
 
     def _born(self, token: TokenSettings, now: datetime) -> Material:
+        self._must_be_writable()  # before a certificate is asked for that could not be kept
         birth = self._create(token)
         self._verify(birth.document, birth.request_pem)
         chain = self._issue(token, now)(birth.request_pem)
@@ -186,6 +190,14 @@ class BornKeys:
         record = {"domains": sorted(token.domains or ()), "key": key}
         write_atomically(self._file(token), json.dumps(record), 0o600)
         return Material((key,), chain)
+
+    def _must_be_writable(self) -> None:
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MachineError(f"{self._directory} cannot be made: {error.strerror}") from None
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            raise MachineError(f"{self._directory} cannot be written to: the key would be lost")
 
     def _issue(self, token: TokenSettings, now: datetime) -> Issue:
         if token.source == "Acme":
@@ -208,9 +220,11 @@ class BornKeys:
             record = json.loads(self._file(token).read_text())
             if record["domains"] != sorted(token.domains or ()):
                 return None
-            return Material((record["key"],), record["key"]["cert_pem"])
-        except (OSError, ValueError, KeyError, TypeError):
+            kept = Material((record["key"],), record["key"]["cert_pem"])
+            read_chain(kept.certificate)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
             return None
+        return kept
 
     def _file(self, token: TokenSettings) -> Path:
         return self._directory / f"{token.label.encode().hex()}.json"
@@ -221,22 +235,6 @@ def _due(material: Material, now: datetime) -> bool:
     leaf = read_chain(material.certificate)[0]
     whole = leaf.not_valid_after_utc - leaf.not_valid_before_utc
     return leaf.not_valid_after_utc - now <= whole / 3
-
-
-def write_atomically(path: Path, text: str, mode: int, owner: tuple[str | None, str | None] = (None, None)) -> None:
-    """A file that is there whole or not at all, with its mode and owner from the first moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        user, group = owner
-        if user is not None or group is not None:
-            shutil.chown(file.fileno(), user, group)  # type: ignore[arg-type]  # os.chown takes a descriptor too
-        os.fchmod(file.fileno(), mode)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _read(path: str) -> bytes:
