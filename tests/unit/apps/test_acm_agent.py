@@ -450,3 +450,11 @@ def test_a_target_that_is_no_text_is_left_alone(kms: Parts, tmp_path: Path) -> N
         assert running.token("apache")["trouble"] == f"{tmp_path}/httpd.conf cannot be read: it is not UTF-8"
         assert (tmp_path / "httpd.conf").read_bytes() == b"# caf\xe9\n"
         eventually(lambda: "token known: is served" in running.log, str(running.log))
+
+
+def test_a_reload_command_may_print_anything(kms: Parts, tmp_path: Path) -> None:
+    """Bytes that are no UTF-8 too; it failed, that is told, and the agent goes on."""
+    command = ["sh", "-c", r"printf 'caf\351\n' >&2; exit 3"]
+    with agent(kms, tmp_path, exported(kms, tmp_path), reload_command=command) as running:
+        eventually(lambda: any("ended with 3: caf\ufffd" in line for line in running.log), str(running.log))
+        assert running.sign("known")

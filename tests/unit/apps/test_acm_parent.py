@@ -15,15 +15,16 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding
 from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
+from tests.cli.small_image import write_small_image
 from tests.unit.apps.acm_device import certificate, ec_key, rsa_key
 
-from alcove.apps.acm import parent, sources, stanza, webserver
+from alcove.apps.acm import parent, sources, stanza, webserver, workers
 from alcove.apps.acm.certificates import check_chain, dns_names, read_chain
 from alcove.apps.acm.files import write_atomically
 from alcove.apps.acm.keypair import KeyPair
 from alcove.apps.acm.local_ca import LocalCa
 from alcove.apps.acm.provisioning import signing_request
-from alcove.apps.acm.settings import OptionSettings, TokenSettings
+from alcove.apps.acm.settings import EnclaveSettings, OptionSettings, TokenSettings
 from alcove.apps.acm.sources import Birth, BornKeys
 from alcove.errors import AlcoveError, InputError, MachineError
 
@@ -274,6 +275,26 @@ def test_nothing_is_born_that_could_not_be_kept(tmp_path: Path) -> None:
     born = BornKeys(tmp_path / "keys", create, lambda *_: None)
     with pytest.raises(MachineError, match="/keys cannot be made: File exists"):
         born.material(token(directory=str(tmp_path / "ca"), domains=["a.example"]), NOW)
+
+
+def test_nitro_cli_s_own_words_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last line that is no hint, and the hint; it is found beside this program when PATH does not name it."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setenv("ALCOVE_RUN", str(tmp_path / "run"))
+    image = write_small_image(tmp_path / "app.eif")
+    settings = EnclaveSettings(4096, 64, image, 1000, 9999, 10000)
+    with pytest.raises(MachineError, match=r"^nitro-cli run-enclave: \[ E22 \] 4096 CPUs were asked for") as caught:
+        parent.NitroCli().start(settings, tmp_path / "run")
+    assert caught.value.hint is not None
+    assert "--cpu-count" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "99999999999999999999", "", "nginx"])
+def test_a_pid_file_that_names_no_process_names_none(tmp_path: Path, text: str) -> None:
+    """0 and -1 are groups of processes, and a signal to them is one to ourselves."""
+    (tmp_path / "nginx.pid").write_text(text)
+    assert workers.running(tmp_path / "nginx.pid") is None
+    assert "is not running" in webserver.apply(options(tmp_path))
 
 
 def options(tmp_path: Path, *command: str) -> OptionSettings:

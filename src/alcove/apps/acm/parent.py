@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -20,6 +23,8 @@ COMMAND_SECONDS: Final = 120.0  # systemd gives a service 90 to stop
 ENCLAVE_NAME: Final = "alcove-acm"
 REPLY_SECONDS: Final = 180.0  # an RSA-4096 key under emulation, and KMS
 _CHUNK: Final = 65536
+_HINT: Final = "hint: "
+_BY_SIGNAL: Final = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 class RpcError(AlcoveError):
@@ -122,17 +127,29 @@ class NitroCli:
 
 
 def _nitro(*arguments: str) -> Any:
-    command = ["nitro-cli", *arguments]
+    program = shutil.which("nitro-cli") or str(Path(sys.executable).with_name("nitro-cli"))  # beside ours
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            [program, *arguments], capture_output=True, text=True, errors="replace", check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise MachineError(f"nitro-cli {arguments[0]}: {said[-1] if said else f'status {done.returncode}'}")
+            raise _failure(arguments[0], done.returncode, done.stderr)
         return json.loads(done.stdout)
     except OSError as error:
         raise MachineError(f"nitro-cli cannot be run: {error.strerror}") from None
     except ValueError:
         raise MachineError(f"nitro-cli {arguments[0]} did not print JSON") from None
+
+
+def _failure(verb: str, status: int, stderr: str) -> MachineError:
+    """What nitro-cli said at last, and its hint."""
+    if status < 0 or status in _BY_SIGNAL:
+        return MachineError(f"nitro-cli {verb} was interrupted")
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    hints = [line.removeprefix(_HINT) for line in lines if line.startswith(_HINT)]
+    said = [line for line in lines if not line.startswith(_HINT)] or [f"status {status}"]
+    return MachineError(f"nitro-cli {verb}: {said[-1]}", hint=hints[-1] if hints else None)
 
 
 def run_quietly(command: Sequence[str]) -> None:
@@ -143,8 +160,9 @@ def run_quietly(command: Sequence[str]) -> None:
     """
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=COMMAND_SECONDS
-        )
+            command, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL,
+            timeout=COMMAND_SECONDS,
+        )  # fmt: skip
     except OSError as error:
         raise MachineError(f"{command[0]} cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:

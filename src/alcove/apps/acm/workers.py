@@ -24,10 +24,11 @@ def running(pid_file: Path) -> int | None:
     """The process in a file, if it lives."""
     try:
         pid = int(pid_file.read_text())
-        os.kill(pid, 0)
-    except (OSError, ValueError):
+        if pid > 0:  # 0 and less are groups of processes
+            os.kill(pid, 0)
+    except (OSError, ValueError, OverflowError):
         return None
-    return pid
+    return pid if pid > 0 else None
 
 
 def of(master: int) -> list[int]:
