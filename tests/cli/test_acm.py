@@ -67,3 +67,57 @@ def test_status_of_an_agent_that_has_ended(tmp_path: Path) -> None:
     assert f"agent {ended.pid} has ended, no enclave" in done.stdout
     assert "NOT served" in done.stdout
     assert "KMS refused" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"5",
+        b"{}",
+        b'{"pid": "x", "rpc_port": 1, "tokens": []}',
+        b'{"pid": -1, "rpc_port": 1, "tokens": []}',
+        b'{"pid": 99999999999999999999, "rpc_port": 1, "tokens": []}',
+        b'{"pid": 1, "rpc_port": 1, "tokens": [5]}',
+        b'{"pid": 1, "rpc_port": 1, "tokens": [], "enclave": {"id": "i"}}',
+    ],
+)
+def test_a_status_that_no_agent_wrote(tmp_path: Path, text: bytes) -> None:
+    """One sentence, status 1, no traceback."""
+    (tmp_path / "status.json").write_bytes(text)
+    done = run(tmp_path, "status", "--run-directory", str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"alcove: error: {tmp_path}/status.json is not what an agent writes\n"
+
+
+def test_a_status_that_may_not_be_read(tmp_path: Path) -> None:
+    """That is another thing than one that is not there."""
+    (tmp_path / "status.json").mkdir()
+    done = run(tmp_path, "status", "--run-directory", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == f"alcove: error: {tmp_path}/status.json cannot be read: Is a directory\n"
+
+
+def test_a_status_is_lines_whatever_an_enclave_said(tmp_path: Path) -> None:
+    """Trouble is told in others' words: nothing of it reaches the terminal but letters."""
+    token = {"label": "web", "source": "File", "served": False, "expires": None, "uri": "", "trouble": "a\x1b[2J\nb"}
+    status = {"pid": os.getpid(), "since": 0, "starts": 1, "rpc_port": 10000, "enclave": None, "tokens": [token]}
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    done = run(tmp_path, "status", "--run-directory", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "    a?[2J?b"
+
+
+def test_an_agent_in_another_s_runtime_directory_does_not_start(tmp_path: Path) -> None:
+    """One that others may write to is nobody's; what the agent would hand out is not left to them."""
+    (tmp_path / "image").touch()
+    (tmp_path / "acm.yaml").write_text(
+        f"enclave: {{cpu_count: 2, memory_mib: 256, image_path: {tmp_path}/image}}\n" + TOKENS
+    )
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(0o777)
+    done = run(tmp_path, "agent", "--config", str(tmp_path / "acm.yaml"))
+    assert done.returncode == 7
+    assert "is not this user's alone" in done.stderr

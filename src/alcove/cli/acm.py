@@ -14,9 +14,11 @@ from typing import Any, Final
 
 from alcove.cli import output
 from alcove.cli.parsers import Commands, command, command_group
+from alcove.enclave import runtime
 from alcove.enclave.paths import Paths
-from alcove.errors import UsageError
+from alcove.errors import InputError, MachineError, UsageError
 
+_USES_SECONDS: Final = 20.0  # for an enclave that signs to count
 CONFIG: Final = "/etc/nitro_enclaves/acm.yaml"  # AWS's place
 
 
@@ -41,6 +43,7 @@ def agent(arguments: argparse.Namespace) -> None:
     from alcove.apps.acm.agent import Agent, Place  # noqa: PLC0415 - only this command needs it
     from alcove.apps.acm.log import to_stderr  # noqa: PLC0415
     from alcove.apps.acm.settings import parse  # noqa: PLC0415
+    from alcove.proxy.service import take_descriptors  # noqa: PLC0415
 
     paths = Paths.from_environment()
     try:
@@ -57,6 +60,9 @@ def agent(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"acm.yaml: enclave.image_path: there is no image {image}", hint="`alcove build-enclave` makes one"
         )
+
+    runtime.prepare(paths)
+    take_descriptors()  # two for each process of the web server
 
     def verify(enclave: Any, document: bytes, request_pem: str) -> None:
         _verify(paths, enclave.id, document, request_pem)
@@ -77,10 +83,7 @@ def status(arguments: argparse.Namespace) -> int:
     from alcove.apps.acm.agent import STATUS  # noqa: PLC0415 - only this command needs it
 
     file = (arguments.run_directory or _run_directory(Paths.from_environment())) / STATUS
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        raise UsageError(f"no agent has written {file}", hint="is `alcove acm agent` running?") from None
+    found = _read(file)
     found["running"] = _alive(found["pid"])
     uses = _uses(found) if found["running"] else {}
     for token in found["tokens"]:
@@ -93,6 +96,34 @@ def status(arguments: argparse.Namespace) -> int:
     return 0 if found["running"] and all(token["served"] and not token["trouble"] for token in found["tokens"]) else 1
 
 
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no agent has written {file}", hint="is `alcove acm agent` running?") from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not _is_status(found):
+        raise InputError(f"{file} is not what an agent writes")
+    return found
+
+
+def _is_status(found: dict[str, Any]) -> bool:
+    pid, enclave, tokens = found.get("pid"), found.get("enclave"), found.get("tokens")
+    there = isinstance(enclave, dict) and "id" in enclave and isinstance(enclave.get("vsock"), str)
+    members = {"label", "source", "served", "expires", "trouble"}
+    return (
+        isinstance(pid, int)
+        and 0 < pid < 1 << 31
+        and isinstance(found.get("rpc_port"), int)
+        and (there or enclave is None)
+        and isinstance(tokens, list)
+        and all(isinstance(token, dict) and members <= token.keys() for token in tokens)
+    )
+
+
 def _show(found: dict[str, Any]) -> None:
     enclave = found["enclave"]
     where = f"enclave {enclave['id']}" if enclave else "no enclave"
@@ -101,9 +132,14 @@ def _show(found: dict[str, Any]) -> None:
         state = "served" if token["served"] else "NOT served"
         until = f", certificate until {token['expires']}" if token["expires"] else ""
         uses = "" if token["uses"] is None else f", used {token['uses']} times"
-        output.text(f"{token['label']:<32} {state:<10} from {token['source']}{until}{uses}")
+        output.text(_line(f"{token['label']:<32} {state:<10} from {token['source']}{until}{uses}"))
         if token["trouble"]:
-            output.text(f"    {token['trouble']}")
+            output.text(_line(f"    {token['trouble']}"))
+
+
+def _line(text: str) -> str:
+    """One line for a terminal: what troubles a token is told in words of KMS's and of the enclave's."""
+    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _uses(found: dict[str, Any]) -> dict[str, int]:
@@ -113,10 +149,10 @@ def _uses(found: dict[str, Any]) -> dict[str, int]:
     if not found["enclave"]:
         return {}
     try:
-        counted: dict[str, int] = ask(Path(found["enclave"]["vsock"]), found["rpc_port"], "CountUses")["Uses"]
-    except AlcoveError:
+        counted = ask(Path(found["enclave"]["vsock"]), found["rpc_port"], "CountUses", _USES_SECONDS)["Uses"]
+        return {label: uses for label, uses in counted.items() if isinstance(uses, int)}
+    except (AlcoveError, LookupError, TypeError, AttributeError):  # whatever an enclave says
         return {}
-    return counted
 
 
 def _run_directory(paths: Paths) -> Path:
@@ -159,10 +195,14 @@ def _verify(paths: Paths, enclave_id: str, document: bytes, request_pem: str) ->
 
 def _credentials() -> tuple[str, str, str | None]:
     """Where AWS's SDKs find them: environment, files, instance."""
-    from botocore.session import Session  # noqa: PLC0415 - only the agent needs it
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415 - only the agent needs it
+    from botocore.session import Session  # noqa: PLC0415
 
-    found = Session().get_credentials()
-    if found is None:
+    try:
+        found = Session().get_credentials()
+        frozen = None if found is None else found.get_frozen_credentials()
+    except BotoCoreError as error:
+        raise MachineError(f"no credentials for KMS: {error}") from None
+    if frozen is None:
         raise UsageError("no credentials for KMS", hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
-    frozen = found.get_frozen_credentials()
     return frozen.access_key, frozen.secret_key, frozen.token
