@@ -168,11 +168,14 @@ def test_a_proof_s_certificate_is_for_one_name_and_has_its_own_key() -> None:
 
 def test_what_the_server_refuses_is_one_sentence(pebble: Pebble, tmp_path: Path) -> None:
     """A name that is not proved, no server, a server that is not trusted, no way to prove."""
-    unproved = pebble.token(http_port=None, webroot=str(tmp_path))
+    account = str(tmp_path / "account.pem")  # Pebble takes one in a hundred of an account's earlier proofs for the next
+    unproved = pebble.token(http_port=None, webroot=str(tmp_path), account_key=account)
     away = pebble.token(directory_url=f"https://localhost:{free_port()}/dir")
     (tmp_path / "other.pem").write_bytes(certificate(rsa_key(), "localhost").public_bytes(Encoding.PEM))
     strange = pebble.token(ca_file=str(tmp_path / "other.pem"))
-    unanswered = pebble.token(http_port=None, tls_port=free_port())  # the server asks at another port
+    unanswered = pebble.token(
+        http_port=None, tls_port=free_port(), account_key=account
+    )  # the server asks at another port
     for settings in (unproved, unanswered, away, strange):
         with pytest.raises(MachineError, match="the ACME server did not issue") as caught:
             issuer(settings)(request_for("localhost"))
