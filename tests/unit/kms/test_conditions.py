@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+import time
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from alcove.kms.errors import KmsError
 from alcove.kms.policy.conditions import OPERATORS, parse_condition
-from alcove.kms.policy.text import Value, arn_matches, expand, matches
+from alcove.kms.policy.text import Value, _long_matches, arn_matches, expand, matches, variables_of
 
 PCR = "kms:RecipientAttestation:PCR0"
 GOOD, BAD = "aa" * 48, "bb" * 48
@@ -195,8 +201,43 @@ def test_arns_are_compared_part_by_part() -> None:
     assert not arn_matches("arn:aws:kms:${v}:111122223333:key/x", {"v": "us-east-1"}, arn, variables_from=5)
 
 
-def test_a_hostile_pattern_takes_no_time() -> None:
-    """Matching is at most quadratic: no pattern stalls the service."""
-    pattern = expand("*a" * 200 + "b", None, wild=True)
-    assert pattern is not None
-    assert not matches(pattern, "a" * 2000)
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*a" * 16_000 + "b", "*" + "a" * 16_000 + "b", "*" + "a" * 8_000 + "?" + "a" * 8_000 + "b*", "*" + "?" * 32_000,
+        "*" + "?a" * 16_000 + "b*",
+    ],
+)  # fmt: skip
+def test_a_hostile_pattern_takes_no_time(pattern: str) -> None:
+    """The longest that a policy can have, and the longest value of a request: nothing stalls the service."""
+    condition, began = parse_condition("StringLike", "k", (pattern,)), time.process_time()
+    condition.holds({"k": "a" * 1_000_000}, variables=True)
+    assert time.process_time() - began < 2
+
+
+def test_a_pattern_that_would_take_long_refuses_the_request() -> None:
+    """Neither an Allow nor a Deny can be told then."""
+    condition, began = parse_condition("StringLike", "k", ("*" + "a?" * 16_000 + "b*",)), time.process_time()
+    with pytest.raises(KmsError, match="too long for a pattern"):
+        condition.holds({"k": "a" * 1_000_000}, variables=True)
+    assert time.process_time() - began < 5
+
+
+def test_variables_that_never_end_take_no_time() -> None:
+    """Half a variable, thousands of times."""
+    began = time.process_time()
+    for text in ("${", "${a", "${a, '", "${a,"):
+        assert variables_of(text * 8_000) == []
+        assert expand(text * 8_000, {}, wild=True)
+    assert time.process_time() - began < 2
+
+
+@given(st.text("ab*?", max_size=10), st.text("ab", max_size=10))
+@settings(max_examples=1000, deadline=None)
+def test_patterns_are_as_regular_expressions_have_them(pattern: str, text: str) -> None:
+    """With both wildcards, wherever they stand, short or long."""
+    regex = "".join({"*": "[ab]*", "?": "[ab]"}.get(char, char) for char in pattern)
+    tokens = expand(pattern, None, wild=True)
+    assert tokens is not None
+    expected = re.fullmatch(regex, text) is not None
+    assert matches(tokens, text) is _long_matches(tokens, text) is expected

@@ -9,10 +9,15 @@ becomes literal tokens only, so nothing in a request can ever act as a wildcard.
 from __future__ import annotations
 
 import enum
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from alcove.kms.errors import validation
+
+SHORT: Final = 1 << 16  # product of lengths up to which characters are compared one by one
+MAX_STEPS: Final = 1 << 19  # comparisons of one part of a pattern: some tenths of a second
 Value = str | tuple[str, ...]
 Context = Mapping[str, Value]
 """Condition key in lower case → its value; a tuple marks a multi-valued key, even with one element."""
@@ -27,7 +32,7 @@ class Wild(enum.Enum):
 
 Pattern = tuple[str | Wild, ...]
 
-_VARIABLE = re.compile(r"\$\{(?:([*?$])|([^},']+)(?:, '([^']*)')?)\}")
+_VARIABLE = re.compile(r"\$\{(?:([*?$])|([^${},']+)(?:, '([^']*)')?)\}")
 _WILDCARDS: Final = {"*": Wild.RUN, "?": Wild.ONE}
 
 
@@ -61,7 +66,16 @@ def variables_of(text: str) -> list[str]:
 
 
 def matches(pattern: Sequence[str | Wild], text: str) -> bool:
-    """Whether the pattern covers the whole text; time is at most the product of the lengths."""
+    """Whether the pattern covers the whole text.
+
+    Raises:
+        KmsError: ValidationException; they are too long to tell, with too many ``?`` between them.
+    """
+    return (_short_matches if len(pattern) * len(text) <= SHORT else _long_matches)(pattern, text)
+
+
+def _short_matches(pattern: Sequence[str | Wild], text: str) -> bool:
+    """Character by character: fast for what is short, and slow as the product of the lengths."""
     at = place = 0
     star, mark = -1, 0
     while place < len(text):
@@ -76,6 +90,67 @@ def matches(pattern: Sequence[str | Wild], text: str) -> bool:
         else:
             return False
     return all(token is Wild.RUN for token in pattern[at:])
+
+
+def _long_matches(pattern: Sequence[str | Wild], text: str) -> bool:
+    """Part by part: what is between two runs is looked for where it can be first."""
+    first, *rest = _between_runs(pattern)
+    if not rest:
+        return len(first) == len(text) and _is_at(_literals(first), text, 0)
+    *middle, last = rest
+    place, end = len(first), len(text) - len(last)
+    if place > end or not _is_at(_literals(first), text, 0) or not _is_at(_literals(last), text, end):
+        return False
+    for part in middle:
+        found = _find(part, text, place, end)
+        if found is None:
+            return False
+        place = found + len(part)
+    return True
+
+
+def _between_runs(pattern: Sequence[str | Wild]) -> list[list[str | Wild]]:
+    parts: list[list[str | Wild]] = [[]]
+    for token in pattern:
+        if token is Wild.RUN:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
+
+
+def _literals(part: Sequence[str | Wild]) -> list[tuple[int, str]]:
+    """The literal text in a part that has no runs, by its offsets."""
+    found: list[tuple[int, str]] = []
+    for literal, tokens in itertools.groupby(enumerate(part), lambda pair: pair[1] is not Wild.ONE):
+        pairs = list(tokens)
+        if literal:
+            found.append((pairs[0][0], "".join(str(token) for _, token in pairs)))
+    return found
+
+
+def _is_at(literals: Sequence[tuple[int, str]], text: str, place: int) -> bool:
+    return all(text.startswith(literal, place + offset) for offset, literal in literals)
+
+
+def _find(part: Sequence[str | Wild], text: str, start: int, end: int) -> int | None:
+    """Where a part without runs is first between two places."""
+    literals, latest = _literals(part), end - len(part)
+    if latest < start or not literals:
+        return start if start <= latest else None
+    offset, longest = max(literals, key=lambda pair: len(pair[1]))
+    place = start
+    for steps in itertools.count(1):
+        found = text.find(longest, place + offset, latest + offset + len(longest))
+        if found < 0:
+            return None
+        place = found - offset
+        if _is_at(literals, text, place):
+            return place
+        if steps * len(literals) > MAX_STEPS:
+            break
+        place += 1
+    raise validation("A value of the request is too long for a pattern in a policy.")
 
 
 def like(text: str, value: str) -> bool:
