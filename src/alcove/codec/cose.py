@@ -13,9 +13,8 @@ The signed bytes hold `protected` and `payload` as they were received: `Sign1` k
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from alcove.codec import cbor
 
@@ -36,8 +35,7 @@ class CoseError(ValueError):
     """A CBOR item that is not a COSE_Sign1 with ES384."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sign1:
+class Sign1(NamedTuple):
     """A COSE_Sign1: the encoded protected header, the payload and the raw signature r ‖ s."""
 
     protected: bytes

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pybase64
 
@@ -30,8 +29,7 @@ HEADER: Final = "x-alcove-attestation-document"
 MAX_HEADER: Final = 32_768  # base64 of the 16,384 bytes that a payload may have, and what surrounds it
 
 
-@dataclass(frozen=True, slots=True)
-class Recipient:
+class Recipient(NamedTuple):
     """A verified recipient."""
 
     attestation: VerifiedAttestation

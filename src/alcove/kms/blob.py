@@ -54,6 +54,11 @@ class Header:
         if not well or len(bytes.fromhex(self.material_id)) != _ID_BYTES:
             raise ValueError("a blob header holds an ASCII key id, a 32-byte material id and a 32-byte nonce")
 
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return _FIXED.size + len(self.key_id) + _ID_BYTES + NONCE_BYTES
+
     def pack(self) -> bytes:
         """The header's bytes."""
         key_id = self.key_id.encode("ascii")
@@ -95,7 +100,7 @@ def unseal(blob: bytes, material: bytes, context: Mapping[str, str]) -> bytes:
     Raises:
         ValueError: Any bit of blob, material or context is not what it was.
     """
-    packed = Header.parse(blob).pack()
+    packed = blob[: Header.parse(blob).size]
     cipher, iv = _message_cipher(material, packed)
     try:
         return cipher.decrypt(iv, blob[len(packed) :], packed + canonical_context(context))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote
@@ -29,32 +29,30 @@ _SIGNATURE: Final = "X-Amz-Signature"
 _TOKEN: Final = "X-Amz-Security-Token"  # noqa: S105 - a name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SignedRequest:
-    """An HTTP request as received; header names in lower case, values undecoded text."""
+    """An HTTP request as received; header names in lower case, values undecoded text.
+
+    Nobody changes one; frozen, it would take three times as long to make.
+
+    Attributes:
+        first: The first value of each header.
+        repeats: Whether a header is there more than once.
+    """
 
     method: str
     path: str
     query: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
-    _first: dict[str, str] = field(init=False, repr=False, compare=False)
+    first: Mapping[str, str] = field(init=False, repr=False, compare=False)
+    repeats: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        first = dict(self.headers)
-        if len(first) != len(self.headers):
-            first = dict(reversed(self.headers))
-        object.__setattr__(self, "_first", first)
-
-    @property
-    def names(self) -> AbstractSet[str]:
-        """The names of the headers that are there."""
-        return self._first.keys()
-
-    @property
-    def repeats(self) -> bool:
-        """Whether a header is there more than once."""
-        return len(self._first) != len(self.headers)
+        self.first = dict(self.headers)
+        self.repeats = len(self.first) != len(self.headers)
+        if self.repeats:
+            self.first = dict(reversed(self.headers))
 
     def values(self, name: str) -> list[str]:
         """Every value of one header."""
@@ -62,7 +60,7 @@ class SignedRequest:
 
     def value(self, name: str) -> str | None:
         """The first value of one header, or None."""
-        return self._first.get(name)
+        return self.first.get(name)
 
     def parameters(self) -> list[tuple[str, str]]:
         """The parameters of the query, decoded; a plus sign is one."""
@@ -117,7 +115,7 @@ def read_claim(request: SignedRequest) -> Claim:
     Raises:
         KmsError: In the classes and words of §22.2.
     """
-    header = request.value("authorization")
+    header = request.first.get("authorization")
     presigned = request.presigned
     if header is not None and presigned:
         raise incomplete("a request is signed in its Authorization header or in its query, not in both")
@@ -155,9 +153,10 @@ def _signed(request: SignedRequest, header: str) -> Claim:
         raise incomplete(
             f"Authorization must be '{ALGORITHM} Credential=…, SignedHeaders=…, Signature=…' with {_DIGITS} hex digits"
         )
-    stamp = _checked(request.value("x-amz-date") or request.value("date") or "", "x-amz-date")
+    headers = request.first
+    stamp = _checked(headers.get("x-amz-date") or headers.get("date") or "", "x-amz-date")
     query = _canonical(request.parameters()) if request.query else ""
-    return Claim(*found, signature, stamp, request.value("x-amz-security-token"), query)
+    return Claim(*found, signature, stamp, headers.get("x-amz-security-token"), query)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -106,7 +106,8 @@ def canonical_request(
     if request.repeats:
         lines = [f"{name}:{','.join([' '.join(v.split()) for v in request.values(name)])}" for name in signed]
     else:
-        lines = [f"{name}:{' '.join((request.value(name) or '').split())}" for name in signed]
+        first = request.first
+        lines = [f"{name}:{' '.join(first.get(name, '').split())}" for name in signed]
     digest = payload or hashlib.sha256(request.body).hexdigest()
     return "\n".join((request.method, request.path or "/", query, *lines, "", ";".join(signed), digest))
 
@@ -171,7 +172,7 @@ def _moment(stamp: str) -> datetime:
 
 
 def _check_headers(request: SignedRequest, claim: Claim) -> None:
-    present = tuple(request.names)
+    present = tuple(request.first)
     short = sum(map(len, present)) + sum(map(len, claim.signed)) <= MAX_KEPT  # strangers choose both
     known = _wrong_headers if short else _wrong_headers.__wrapped__
     wrong = known(claim.signed, present, presigned=claim.expires is not None)

@@ -49,6 +49,7 @@ def deliver(tools: Tools, call: Call, plaintext: bytes, member: str = "Plaintext
     """The plaintext in its member, or nothing but the envelope for the recipient."""
     if call.recipient is None:
         return {member: plaintext}
-    content_key, iv = tools.random(recipient.CONTENT_KEY_BYTES), tools.random(recipient.IV_BYTES)
+    fresh = tools.random(recipient.CONTENT_KEY_BYTES + recipient.IV_BYTES)
+    content_key, iv = fresh[: recipient.CONTENT_KEY_BYTES], fresh[recipient.CONTENT_KEY_BYTES :]
     envelope = recipient.seal(plaintext, call.recipient.public_key, content_key=content_key, iv=iv)
     return {"CiphertextForRecipient": envelope}
