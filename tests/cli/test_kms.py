@@ -62,7 +62,7 @@ class Machine(StateMachine):
             yield line.split()[-1]
         finally:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=120) == 0
 
 
 def client(url: str, user: dict[str, str], service: str = "kms", *, region: str = "us-east-1") -> Any:

@@ -29,7 +29,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
         monkeypatch.setattr(accelerator, "_KVM", tmp_path / "kvm")
         monkeypatch.setattr(accelerator, "_CPUINFO", tmp_path / "cpuinfo")
         monkeypatch.setattr(accelerator, "_BOOT_ID", tmp_path / "boot_id")
-        monkeypatch.setattr(accelerator, "PROBE_SECONDS", 2.0)
+        monkeypatch.setattr(accelerator, "PROBE_SECONDS", 60.0)
         binary = tmp_path / "qemu"
         binary.write_text(f"#!/bin/sh\necho run >>{tmp_path}/runs\n{script}\n")
         binary.chmod(0o755)
