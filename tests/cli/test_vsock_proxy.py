@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.unit.proxy.peers import free_port
+from tests.ports import free_port
 
 PROXY = Path(sys.executable).parent / "vsock-proxy"
 
