@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import ssl
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -182,3 +183,18 @@ def test_what_the_server_refuses_is_one_sentence(pebble: Pebble, tmp_path: Path)
         assert "\n" not in caught.value.message
     with pytest.raises(AlcoveError, match="has a webroot, an http_port or a tls_port"):
         issuer(pebble.token(http_port=None))(request_for("localhost"))
+
+
+def test_who_breaks_off_leaves_no_word(capfd: pytest.CaptureFixture[str]) -> None:
+    """Ports of the open Internet are looked at by all: a reset is no line of the agent's log, and no traceback."""
+    port = free_port()
+    with proving({"http_port": port}):
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", port), 20) as stream:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                stream.sendall(b"GET /")
+        time.sleep(0.5)
+        with socket.create_connection(("127.0.0.1", port), 20) as stream:
+            stream.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert b" 404 " in stream.recv(100)
+    assert capfd.readouterr().err == ""

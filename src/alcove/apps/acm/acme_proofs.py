@@ -123,7 +123,11 @@ def _on_http_port(port: int) -> Iterator[Publish]:
     def publish(_: str, challenge: Any, key: JWK) -> None:
         proofs[WELL_KNOWN + challenge.encode("token")] = challenge.validation(key)
 
-    with _serving(port, lambda: ThreadingHTTPServer(("", port), Answer)):
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """A client that broke off; the library's own way is a traceback on standard error."""
+
+    with _serving(port, lambda: Server(("", port), Answer)):
         yield publish
 
 
