@@ -187,16 +187,25 @@ def ask_as(cid: int, run: str) -> bytes:
 
 def test_what_cannot_be_is_one_line(environment: dict[str, str]) -> None:
     """No credentials, an access key that does not end, a bad measurement or duration: said at the start."""
+    sts = {"AWS_ENDPOINT_URL_STS": "sts"}
+    key = {"AWS_ACCESS_KEY_ID": "AKIA0", "AWS_SECRET_ACCESS_KEY": "s"}
     for flags, extra, words in (
         ((), {}, "there are no credentials"),
-        ((), {"AWS_ACCESS_KEY_ID": "AKIA0", "AWS_SECRET_ACCESS_KEY": "s"}, "the access key AKIA0 does not end"),
+        ((), key, "the access key AKIA0 does not end"),
         (("--pcr0", "00"), {}, "PCR0 is 96 hex digits"),
         (("--duration", "1"), {}, "--duration is from 900"),
         (("--profile", "none"), {}, "there are no credentials: The config profile (none) could not be found"),
+        (("--role-arn", "x"), key, "there are no credentials: Parameter validation failed: Invalid length"),
+        (
+            ("--role-arn", ROLE),
+            key | sts,
+            "there are no credentials: Invalid endpoint: sts",
+        ),
     ):
         done = alcove(environment | extra, "credentials", "--enclave", "app", *flags)
         assert done.returncode == 1
         assert done.stderr.startswith(f"alcove: error: {words}"), done.stderr
+        assert len(done.stderr.splitlines()) <= 2
         assert " s\n" not in done.stderr
 
 

@@ -71,6 +71,7 @@ def test_connect_refuses_what_is_not_there(alcove: Alcove) -> None:
         assert done.stderr.startswith("[ E11 ] no enclave has the CID, id or name `16`\nhint: ")
     assert alcove("connect", "16", "port").returncode == 3
     assert alcove("connect", "16", "5000", "--wait", "-1").returncode == 2
+    assert "argument --wait: from 0 to 86400\n" in alcove("connect", "16", "5000", "--wait", "long").stderr
 
 
 @pytest.mark.skipif(LOOPBACK.exists(), reason="this kernel has vsock's loopback")

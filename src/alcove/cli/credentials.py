@@ -94,8 +94,8 @@ def source(profile: str | None, role: str | None, seconds: int) -> Callable[[], 
         try:
             session = Session(profile=profile)
             return _role(session, role, seconds) if role else _own(session)
-        except (BotoCoreError, ClientError) as error:
-            raise MachineError(f"there are no credentials: {error}") from None
+        except (BotoCoreError, ClientError, ValueError) as error:  # ValueError: an endpoint that is no URL
+            raise MachineError(f"there are no credentials: {' '.join(str(error).split())}") from None
 
     return make
 

@@ -40,11 +40,6 @@ def health(arguments: argparse.Namespace) -> int:
     running = [record for record in registry.live(paths) if wanted in (record.enclave_id, record.name)]
     record = running[-1] if running else registry.find(paths, name=wanted)
     opened = ask(paths, record, "status")
-    if opened is None:
-        raise MachineError(
-            f"the enclave `{wanted}` does not say how it fares",
-            hint="its image asks for it: alcove-enclave run --health",
-        )
     state = None if opened is None else _told(opened, follow=arguments.follow)
     if state is None:
         hint = "its image asks for it: alcove-enclave run --health COMMAND"

@@ -75,7 +75,10 @@ def add_commands(commands: Commands) -> None:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
     if not 0 <= value <= _LONGEST_WAIT:
         raise argparse.ArgumentTypeError(f"from 0 to {_LONGEST_WAIT:.0f}")
     return value
