@@ -102,6 +102,15 @@ def test_what_cannot_be_is_one_line(home: Path) -> None:
     assert "cannot run no-such-program" in err
     assert finish(start(home, "alcove-enclave", "run", "--dns", "--", "true"))[0] == 1
     assert finish(start(home, "alcove-enclave", "ingress", "70000:70000"))[0] == 1
+    code, _, err = finish(start(home, "alcove-enclave", "ingress", "443:8443", "443:8444"))
+    assert (code, len(err.splitlines())) == (1, 2)
+    assert "443.sock: another program listens there\nhint: " in err
+    code, _, err = finish(start(home, "alcove-enclave", "kms-proxy", "--proxy-port", "x"))
+    assert code == 2
+    assert "argument --proxy-port: a vsock port is from 1 to 4294967294" in err
+    for pinned in ("=192.0.2.1", "a.org", "a.org=b"):
+        code, _, err = finish(start(home, "alcove", "egress-relay", "--rules", rules, "--resolve", pinned))
+        assert (code, err) == (1, f"alcove: error: `{pinned}` is not NAME=ADDRESS\n")
 
 
 def test_publish_says_where_and_closes_what_it_cannot_lead_on(home: Path) -> None:

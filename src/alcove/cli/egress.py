@@ -97,6 +97,9 @@ def egress_relay(arguments: argparse.Namespace) -> None:
 def _pinned(text: str) -> tuple[str, str]:
     name, _, address = text.partition("=")
     try:
-        return name.lower().removesuffix("."), str(ipaddress.ip_address(address))
+        pinned = name.lower().removesuffix("."), str(ipaddress.ip_address(address))
     except ValueError:
-        raise UsageError(f"`{text}` is not NAME=ADDRESS") from None
+        pinned = "", ""
+    if not pinned[0]:
+        raise UsageError(f"`{text}` is not NAME=ADDRESS")
+    return pinned

@@ -34,7 +34,7 @@ def command_group(commands: Commands, name: str, text: str) -> Commands:
 
 def vsock_port(text: str) -> int:
     """The type of an argument that is a vsock port."""
-    value = int(text)
+    value = int(text) if text.isascii() and text.isdecimal() else 0
     if not 0 < value < 0xFFFFFFFF:
         raise argparse.ArgumentTypeError("a vsock port is from 1 to 4294967294")
     return value

@@ -112,6 +112,9 @@ class Egress:
             raise OSError(f"the parent's relay does not answer on vsock port {port}: {reason}") from None
         try:
             return relay, await self._ask(relay, where)
+        except ProtocolError as error:  # the relay's fault, or that it has no place for one more; not the client's
+            relay.close()
+            raise AnsweredError(502, f"the parent's relay does not answer as it should: {error.message}") from None
         except BaseException:
             relay.close()
             raise

@@ -32,12 +32,11 @@ async def serve(mappings: Sequence[Mapping], stop: asyncio.Event, ready: Callabl
 
     Raises:
         MachineError: A port is another program's.
-        OSError: Likewise, from the kernel's own socket.
     """
     with contextlib.ExitStack() as stack:
+        listeners = [(stack.enter_context(Listener(mapping.port)).socket, mapping) for mapping in mappings]
         services = []
-        for mapping in mappings:
-            listener = stack.enter_context(Listener(mapping.port)).socket
+        for listener, mapping in listeners:
             listener.setblocking(False)
             counters = Counters(f"vsock:{mapping.port}")
             services.append(accept(listener, forwarder(_dial(mapping), counters), counters))

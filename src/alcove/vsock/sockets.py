@@ -11,6 +11,7 @@ from typing import Final, Self
 from alcove.devices.vsock.handshake import parse_peer_name
 from alcove.enclave import runtime
 from alcove.enclave.paths import Paths
+from alcove.errors import MachineError
 from alcove.types import PARENT_CID, Port
 from alcove.vsock import hybrid, unix_stream
 from alcove.vsock.transports import Transport, transport
@@ -72,8 +73,7 @@ def listen(port: int, *, backlog: int = BACKLOG) -> Listener:
     """Listen on a port: in an enclave for its parent, on the parent for every enclave of this user.
 
     Raises:
-        MachineError: The port is another program's, or the runtime directory is not ours.
-        OSError: What the kernel's socket meets.
+        MachineError: The port is another program's, the runtime directory is not ours, or there is no vsock here.
     """
     return Listener(checked((PARENT_CID, port))[1], backlog)
 
@@ -90,12 +90,29 @@ def checked(address: Address) -> Address:
     return cid, port
 
 
+def _kernel_listener(port: int, backlog: int) -> socket.socket:
+    try:
+        listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            listener.bind((socket.VMADDR_CID_ANY, port))
+            listener.listen(backlog)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise MachineError(f"cannot listen on vsock port {port}: {error.strerror}") from None
+    return listener
+
+
 class Listener:
     """A socket that listens; blocking, unless it is told otherwise.
 
     Args:
         port: The port.
         backlog: Connections that wait to be accepted.
+
+    Raises:
+        MachineError: The port is another program's, or there is no vsock here.
     """
 
     def __init__(self, port: int, backlog: int = BACKLOG) -> None:
@@ -104,10 +121,7 @@ class Listener:
         self._kernel = transport() is Transport.KERNEL
         with self._cleanup:
             if self._kernel:
-                self.socket = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-                self._cleanup.callback(self.socket.close)
-                self.socket.bind((socket.VMADDR_CID_ANY, port))
-                self.socket.listen(backlog)
+                self.socket = self._cleanup.enter_context(_kernel_listener(port, backlog))
             else:
                 paths = Paths.from_environment()
                 runtime.prepare(paths)

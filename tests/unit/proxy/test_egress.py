@@ -25,6 +25,7 @@ from alcove.proxy.egress import Egress, EgressConfig
 from alcove.proxy.egress_relay import RelayConfig
 from alcove.proxy.rules import RefusedError, Rules, parse
 from alcove.types import Cid, Port
+from alcove.vsock import Listener
 
 PINNED = dict.fromkeys(("good.test", "inner.test", "outer.test", "denied.test"), "127.0.0.1")
 
@@ -213,6 +214,33 @@ def test_what_is_not_there_is_said(run_directory: Path) -> None:
                 assert answer.startswith(b"HTTP/1.1 502 ")
                 assert words in answer
                 writer.close()
+
+    story(tell)
+
+
+@pytest.mark.parametrize("says", [b"", b"220 welcome\r\n\r\n"])
+def test_a_relay_that_does_not_answer_as_one_is_no_fault_of_the_program(run_directory: Path, says: bytes) -> None:
+    """It hangs up, as on an enclave that has its share, or is something else: 502, and not 400."""
+
+    async def other(stream: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            client, _ = await loop.sock_accept(stream)
+            with client:
+                await loop.sock_recv(client, 1000)
+                await loop.sock_sendall(client, says)
+
+    async def tell() -> None:
+        with Listener(3128) as listener:
+            listener.socket.setblocking(False)
+            serving_it = asyncio.create_task(other(listener.socket))
+            proxy = Egress(EgressConfig(inner(443), port=0))
+            async with serving(partial(egress.serve, proxy)) as port:
+                answer, _, writer = await World(443, port, proxy).connect("good.test:443")
+                writer.close()
+            serving_it.cancel()
+        assert answer.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        assert b"the parent's relay does not answer as it should: " in answer
 
     story(tell)
 

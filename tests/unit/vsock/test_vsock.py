@@ -241,3 +241,10 @@ def test_the_runtime_directory_is_made_where_it_is_asked_for(tmp_path: Path, mon
     monkeypatch.setenv("ALCOVE_VSOCK", "hybrid")
     with vsock.listen(8000):
         assert Paths.from_environment().port(Port(8000)).is_socket()
+
+
+def test_a_port_of_the_kernel_that_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another's, or there is no vsock at all: a sentence, as with the runtime directory's sockets."""
+    monkeypatch.setenv("ALCOVE_VSOCK", "kernel")
+    with pytest.raises(MachineError, match=r"^cannot listen on vsock port 52341: "), vsock.listen(52341):
+        vsock.listen(52341)
