@@ -105,7 +105,7 @@ def run(run_directory: Path) -> Run:
 
     def run(code: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
+            [sys.executable, "-u", "-c", PRELUDE + textwrap.dedent(code)],
             env=hostvsock.environment(run_directory, platform.machine(), os.environ),
             capture_output=True,
             text=True,
