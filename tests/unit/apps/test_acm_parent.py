@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding
 from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
 from tests.cli.small_image import write_small_image
+from tests.ports import free_port
 from tests.unit.apps.acm_device import certificate, ec_key, rsa_key
 
 from alcove.apps.acm import parent, sources, stanza, webserver, workers
@@ -227,6 +228,20 @@ def test_a_born_key_is_kept_and_made_anew_in_time(tmp_path: Path) -> None:
     other = replace(web, domains=("b.example",))
     assert dns_names(read_chain(born.material(other, NOW).certificate)[0]) == {"b.example"}
     assert enclave.births == 5
+
+
+def test_an_acme_server_that_does_not_issue_is_not_asked_at_once_again(tmp_path: Path) -> None:
+    """After 30 s, a minute, and so on, an hour at most; meanwhile it is told what it said, and nothing is born."""
+    enclave = Enclave()
+    born = BornKeys(tmp_path / "keys", enclave.create, lambda *_: None)
+    members = {"account_key": str(tmp_path / "account.pem"), "http_port": free_port()}
+    web = token("Acme", directory_url=f"https://localhost:{free_port()}/dir", **members)
+    births = []
+    for seconds in (0, 10, 29, 31, 60, 92, 4000, 7500, 7700):
+        with pytest.raises(MachineError, match="the ACME server did not issue: "):
+            born.material(web, NOW + timedelta(seconds=seconds))
+        births.append(enclave.births)
+    assert births == [1, 1, 1, 2, 2, 3, 4, 5, 5]
 
 
 def test_files_are_there_whole_with_their_mode(tmp_path: Path) -> None:

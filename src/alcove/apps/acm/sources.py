@@ -26,6 +26,8 @@ from alcove.errors import AlcoveError, InputError, MachineError, UsageError
 ACM_LABEL: Final = "acm-key"  # AWS's names of the keys
 S3_LABEL: Final = "s3-key"
 BORN_LABEL: Final = "alcove-key"
+FIRST_ORDER_PAUSE: Final = timedelta(seconds=30)  # after an ACME server did not issue; doubled each time
+LONGEST_ORDER_PAUSE: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,15 @@ LYING_READY: Final = frozenset(_FETCH)
 IN_CLEAR: Final = frozenset({"Pkcs12"})  # these need no KMS
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """What an ACME server refused, and until when it is not asked again."""
+
+    said: AlcoveError
+    pause: timedelta
+    until: datetime
+
+
 class BornKeys:
     """Keys that were born in the enclave: what is kept of them, and when they are made anew.
 
@@ -164,6 +175,7 @@ class BornKeys:
 
     def __init__(self, directory: Path, create: Create, verify: Verify) -> None:
         self._directory, self._create, self._verify = directory, create, verify
+        self._refused: dict[str, _Refusal] = {}  # by label
 
     def material(self, token: TokenSettings, now: datetime, *, anew: bool = False) -> Material:
         """The key that is kept, or a new one when there is none, it is for other names, or its time is nearly over.
@@ -183,9 +195,19 @@ class BornKeys:
 
     def _born(self, token: TokenSettings, now: datetime) -> Material:
         self._must_be_writable()  # before a certificate is asked for that could not be kept
+        refused = self._refused.get(token.label)
+        if refused is not None and now < refused.until:
+            raise MachineError(refused.said.message, hint=refused.said.hint)
         birth = self._create(token)
         self._verify(birth.document, birth.request_pem)
-        chain = self._issue(token, now)(birth.request_pem)
+        try:
+            chain = self._issue(token, now)(birth.request_pem)
+        except AlcoveError as error:
+            if token.source == "Acme":  # such servers count failures, and shut out who has many
+                pause = FIRST_ORDER_PAUSE if refused is None else min(2 * refused.pause, LONGEST_ORDER_PAUSE)
+                self._refused[token.label] = _Refusal(error, pause, now + pause)
+            raise
+        self._refused.pop(token.label, None)
         key = {"sealed_key": birth.sealed_key, "id": 1, "label": BORN_LABEL, "cert_pem": chain}
         record = {"domains": sorted(token.domains or ()), "key": key}
         write_atomically(self._file(token), json.dumps(record), 0o600)
