@@ -101,7 +101,7 @@ class Stack:
             "kms", "alcove", "kms", "serve", "--listen", f"127.0.0.1:{self.kms_port}", "--store", store,
             "--tls-cert", certificate, "--tls-key", key,
         )  # fmt: skip
-        wait_for(lambda: connects(self.kms_port), "the KMS")
+        wait_for(lambda: self._lives("kms") and connects(self.kms_port), "the KMS")
         self.environment |= {
             "AWS_ACCESS_KEY_ID": user["AccessKeyId"],
             "AWS_SECRET_ACCESS_KEY": user["SecretAccessKey"],
@@ -166,7 +166,7 @@ options:
     Conf: {{path: {self.directory}/acm/nginx-acm.conf}}
 {"".join(more_tokens)}""")
         self.start("agent", "alcove", "acm", "agent", "--config", self.directory / "acm.yaml")
-        wait_for(self.served, "the agent")
+        wait_for(lambda: self._lives("agent") and self.served(), "the agent")
 
     def served(self) -> bool:
         """Whether the agent serves its token."""
@@ -204,6 +204,13 @@ options:
                 list(map(str, command)), env=self.environment, cwd=self.directory, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log,
             )  # fmt: skip
+
+    def _lives(self, name: str) -> bool:
+        """Whether a part has not ended; its last words otherwise, for nothing else will come of it."""
+        if self._parts[name].poll() is None:
+            return True
+        said = (self.directory / f"{name}.log").read_text(errors="replace").split("\n")
+        sys.exit(f"up.py: error: {name} has ended: {next(filter(None, reversed(said)), 'without a word')}")
 
     def down(self) -> None:
         """End every part, the last first."""
@@ -308,6 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8443)
     parser.add_argument("--once", action="store_true")
     chosen = parser.parse_args(arguments)
+    if connects(chosen.port):
+        parser.error(f"something listens on port {chosen.port} already: give another --port")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: everything ends with this
     with contextlib.ExitStack() as last:
         directory = chosen.dir or Path(last.enter_context(tempfile.TemporaryDirectory(prefix="acm-nginx-")))
