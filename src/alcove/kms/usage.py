@@ -9,7 +9,7 @@ from typing import Final
 
 from alcove.kms.store import KeyStore, Usage
 
-MAX_WAITING: Final = 1000  # keys; more are saved at once
+MAX_WAITING: Final = 10_000  # keys; more are saved at once, after which the store is read anew
 TRACKED: Final = frozenset({
     "Decapsulate", "Decrypt", "DeriveSharedSecret", "Encapsulate", "Encrypt", "GenerateDataKey", "GenerateDataKeyPair",
     "GenerateDataKeyPairWithoutPlaintext", "GenerateDataKeyWithoutPlaintext", "GenerateMac", "ReEncrypt", "Sign",
