@@ -14,7 +14,7 @@ from alcove.cli.chosen import Chosen
 from alcove.cli.parsers import Commands, command
 from alcove.enclave import runtime
 from alcove.enclave.paths import Paths
-from alcove.errors import AlcoveError, InputError, UsageError
+from alcove.errors import AlcoveError, UsageError
 
 OWNER: Final = "the parent's list"
 _TEXT: Final = """\
@@ -53,15 +53,11 @@ def add_commands(commands: Commands) -> None:
 
 def egress_relay(arguments: argparse.Namespace) -> None:
     """Relay until a signal ends it."""
-    from alcove.proxy import egress_relay, ports, rules  # noqa: PLC0415 - asyncio is for this command alone
+    from alcove.proxy import egress_relay, lists, ports, rules  # noqa: PLC0415 - asyncio is for this command alone
     from alcove.proxy.service import stopped_by_signals  # noqa: PLC0415
 
     def load() -> rules.Rules:
-        try:
-            text = arguments.rules.read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as error:
-            raise InputError(f"{arguments.rules}: the list cannot be read: {error}") from None
-        return rules.parse(text, OWNER)
+        return rules.parse(lists.read(arguments.rules), OWNER)
 
     paths = Paths.from_environment()
     runtime.prepare(paths)

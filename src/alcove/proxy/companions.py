@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from alcove.errors import InputError, MachineError
+from alcove.errors import MachineError
 from alcove.proxy import egress as egress_proxy
-from alcove.proxy import gateways, ingress, lease, outward
+from alcove.proxy import gateways, ingress, lease, lists, outward
 from alcove.proxy.egress import LOOPBACK, Egress, EgressConfig
 from alcove.proxy.ports import Mapping
 from alcove.proxy.rules import Rules, parse
@@ -26,11 +26,7 @@ def load_rules(path: Path) -> Rules:
     Raises:
         InputError: It is none, or cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"{path}: the list cannot be read: {error}", hint="COPY it into the image") from None
-    return parse(text, OWNER)
+    return parse(lists.read(path, "COPY it into the image"), OWNER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from alcove.errors import AlcoveError, InputError, UsageError
-from alcove.proxy import allowlist
+from alcove.proxy import allowlist, lists
 from alcove.proxy.allowlist import ProxyFile, Route
 from alcove.proxy.metrics import Counters
 from alcove.proxy.metrics_server import metrics_on
@@ -179,11 +179,7 @@ def load(config: ProxyConfig) -> list[Route]:
         UsageError: One is not.
         InputError: The file cannot be read, or leads nowhere.
     """
-    try:
-        text = config.file.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"{config.file}: the allow list cannot be read: {error}") from None
-    content = allowlist.parse(text)
+    content = allowlist.parse(lists.read(config.file, "--config FILE takes another"))
     own = [] if config.route is None else [config.route]
     routes = own + [route for route in content.routes if route.local_port not in {each.local_port for each in own}]
     if not routes:
